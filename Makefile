@@ -1,0 +1,71 @@
+# `make demo` and `make test` each need nothing but Python >= 3.11 and make: they create .venv,
+# install what they use, and install again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+BACKENDS := tensorflow jax torch
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+LOGS := build/test
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help demo test lint format bench clean $(BACKENDS:%=test-%)
+
+help:
+	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
+	@echo "make test    the whole suite, once on each of: $(BACKENDS)"
+	@echo "make lint    check style; 'make format' corrects it"
+	@echo "make bench   mean-field against plain Keras layers, side by side"
+	@echo "make clean   remove .venv and everything built"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python. Received: $(PYTHON)"; exit 1; }
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# One stamp for each set of extras, so that the sets share the environment.
+$(VENV)/.demo: EXTRA := plot
+$(VENV)/.test: EXTRA := test
+$(VENV)/.dev: EXTRA := dev
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "Installing mf_zoo[$(EXTRA)] into $(VENV) (minutes, the first time)"
+	@$(PIP) install -e ".[$(EXTRA)]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/mf-zoo demo
+
+# Two backends at a time with one thread each use two cores best. Each prints its whole log when
+# it is done; all of them run even where one fails, and then `make test` fails.
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory -k -j$(JOBS) $(BACKENDS:%=test-%)
+
+# Tests marked `once` do not depend on the backend.
+test-jax test-torch: SELECT := -m "not once"
+$(BACKENDS:%=test-%): test-%: $(VENV)/.test
+	@mkdir -p $(LOGS)
+	@echo "Testing on $* ..."
+	@echo "======== $* ========" > $(LOGS)/$*.log; \
+	KERAS_BACKEND=$* OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 \
+	  $(BIN)/python -m pytest $(SELECT) $(PYTEST_ARGS) \
+	  >> $(LOGS)/$*.log 2>&1; \
+	status=$$?; cat $(LOGS)/$*.log; exit $$status
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.demo
+	@$(BIN)/python -m benchmarks.train_step
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,79 @@
+"""Fixtures shared by the tests."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_LIMIT = 500
+
+# Run in a process of its own: tensorflow-datasets needs TensorFlow, whatever Keras's backend.
+_PREPARE = """
+import functools, importlib.util, pathlib, sys
+import numpy as np
+
+raw, out, limit = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+spec = importlib.util.spec_from_file_location("prepare_cifar", raw / "prepare_cifar.py")
+prepare = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(prepare)
+# The first images of a split are in its first file: decode no other, and each once.
+prepare.SHARDS = {"train": ["train-0"], "test": ["test"]}
+prepare.read_shard = functools.cache(prepare.read_shard)
+arrays = {}
+for split in prepare.SHARDS:
+    images, columns = prepare.read_split("cifar10", split)
+    arrays |= {f"{split}_image": images[:limit], f"{split}_label": columns["label"][:limit]}
+np.savez(out / "cifar10.npz", **arrays)
+if importlib.util.find_spec("tensorflow_datasets"):
+    prepare.write_tfds("cifar10", out, limit)
+"""
+
+
+@pytest.fixture(scope="session")
+def cifar10_raw() -> pathlib.Path:
+    """The folder of the lossless copies of CIFAR and their `prepare_cifar.py`."""
+    named = os.environ.get("MF_ZOO_TEST_DATA")
+    raw = pathlib.Path(named) if named else ROOT.parent / "shared" / "data"
+    if not (raw / "prepare_cifar.py").is_file() or not (raw / "cifar10" / "test.webp").is_file():
+        pytest.skip(
+            f"needs real CIFAR-10: no prepare_cifar.py and cifar10/test.webp in {raw} "
+            "(set MF_ZOO_TEST_DATA to the folder that holds them, or put it at ../shared/data)"
+        )
+    return raw
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(cifar10_raw, request, tmp_path_factory) -> pathlib.Path:
+    """A data_dir with the first 500 images of each split of the real CIFAR-10.
+
+    It holds `cifar10.npz` and, where tensorflow-datasets is installed, the same images prepared
+    by it (`cifar10/3.0.2`). Prepared once and kept in pytest's cache for the next runs.
+    """
+    key = hashlib.sha256(_PREPARE.encode())
+    for source in ("prepare_cifar.py", "cifar10/pixels.sha256"):
+        key.update((cifar10_raw / source).read_bytes())
+    name = f"cifar10-{_LIMIT}-{key.hexdigest()[:12]}"
+    cache = getattr(request.config, "cache", None)
+    parent = cache.mkdir("mf-zoo") if cache else tmp_path_factory.mktemp("mf-zoo")
+    folder = parent / name
+    if not folder.is_dir():
+        beside = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=parent))
+        try:
+            subprocess.run(
+                [sys.executable, "-c", _PREPARE, cifar10_raw, beside, str(_LIMIT)],
+                check=True,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            )
+            beside.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another run has made it in the meantime
+                raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return folder
