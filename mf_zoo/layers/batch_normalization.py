@@ -1,0 +1,62 @@
+"""Keras's BatchNormalization with TensorFlow's fused kernel in training."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="mf_zoo")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, trained by one fused kernel on TensorFlow.
+
+    Same arguments, weights and values. Keras composes the training pass of elementary operations,
+    each a sweep over the activations; on TensorFlow this layer calls `fused_batch_norm` instead.
+    `python -m benchmarks.batch_normalization` measures what that is worth. Elsewhere, in inference,
+    and where the kernel does not apply (axis, mask, `synchronized`), it is Keras's own code.
+
+    Args:
+        **kwargs: Those of `keras.layers.BatchNormalization`.
+
+    Example:
+
+    >>> x = keras.random.normal((8, 4, 4, 3))
+    >>> y = BatchNormalization()(x, training=True)  # per channel: mean 0, variance 1
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        # Measured on a 2-core CPU, ResNet-20, batch 128, training step: 1.6 times the images/s in
+        # float32 and 1.8 times in mixed_bfloat16 (see benchmarks/batch_normalization.py).
+        if not (
+            training
+            and self.trainable
+            and mask is None
+            and keras.backend.backend() == "tensorflow"
+            and not self.synchronized
+            and not self.renorm
+            and self.scale
+            and self.center
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+            and self.epsilon > 1e-5
+            and keras.backend.standardize_dtype(inputs.dtype) != "float64"
+        ):
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs,
+            ops.cast(self.gamma, "float32"),
+            ops.cast(self.beta, "float32"),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        # The kernel returns the unbiased variance; Keras averages the biased one.
+        count = ops.cast(tf.size(inputs) // tf.shape(inputs)[-1], "float32")
+        for average, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance * (count - 1) / count),
+        ):
+            value = ops.cast(value, average.dtype)
+            average.assign(average * self.momentum + value * (1.0 - self.momentum))
+        return outputs
