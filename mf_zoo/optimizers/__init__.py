@@ -1,0 +1,5 @@
+"""Optimizers that move particles: blocks and their times."""
+
+from mf_zoo.optimizers.mean_field_sgd import MeanFieldSGD
+
+__all__ = ["MeanFieldSGD"]
