@@ -1,0 +1,17 @@
+"""CIFAR images as arrays, batches for `model.fit`, augmentation, a real sample in the package."""
+
+from mf_zoo.data.augmentation import Augmentation
+from mf_zoo.data.batches import Batches, batches
+from mf_zoo.data.cifar import DatasetCorruptError, DatasetUnavailableError, class_names, load
+from mf_zoo.data.sample import sample
+
+__all__ = [
+    "Augmentation",
+    "Batches",
+    "DatasetCorruptError",
+    "DatasetUnavailableError",
+    "batches",
+    "class_names",
+    "load",
+    "sample",
+]
