@@ -1,0 +1,523 @@
+"""The registry of weights: records, verification, all-or-nothing loading."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mf_zoo import weights
+from mf_zoo.weights import WeightFileError, WeightRecord
+
+L = keras.layers
+
+
+def dense_net(depth=2, width=4, outputs=4):
+    x = inputs = keras.Input((4,))
+    for _ in range(depth):
+        x = L.Dense(width, bias_initializer="random_normal")(x)
+        x = L.BatchNormalization()(x)
+    return keras.Model(inputs, L.Dense(outputs, name="head")(x))
+
+
+def values(model):
+    return [np.array(w, copy=True) for w in model.get_weights()]
+
+
+def same(left, right):
+    return len(left) == len(right) and all(map(np.array_equal, left, right))
+
+
+def fields(**changes):
+    """The fields of a valid record of a file holding b"weights"."""
+    return {
+        "model": "MFResNet20",
+        "dataset": "cifar10",
+        "name": "cifar10",
+        "file": "mf_resnet20-cifar10.weights.h5",
+        "sha256": hashlib.sha256(b"weights").hexdigest(),
+        "size": 7,
+        "parameters": 270_000,
+        "classes": 10,
+        "test_error": 8.25,
+        "epochs": 40,
+        "recipe": "quick",
+        "seed": 0,
+        "quadrature": "backward",
+        "horizon": None,
+        "device": "2 cores",
+        "command": "mf-zoo train MFResNet20 --dataset cifar10",
+        "date": "2026-01-31",
+        "backend": "tensorflow",
+        "versions": {"keras": "3.15.1"},
+        "train_seconds": 3600.5,
+        **changes,
+    }
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """A registry of three records over two models, each with its file."""
+    for model, stem, name, content in (
+        ("MFResNet20", "mf_resnet20-cifar10", "cifar10", b"weights"),
+        ("MFResNet20", "mf_resnet20-cifar100", "cifar100", b"WEIGHTS"),
+        ("ResNet20", "resnet20-cifar10", "cifar10", b"0123456"),
+    ):
+        file = f"{stem}.weights.h5"
+        digest = hashlib.sha256(content).hexdigest()
+        record = fields(model=model, dataset=name, name=name, file=file, sha256=digest)
+        (tmp_path / file).write_bytes(content)
+        (tmp_path / f"{stem}.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+# Records
+
+
+@pytest.mark.once
+def test_record_survives_json():
+    record = WeightRecord(**fields())
+    assert WeightRecord.from_json(record.to_json()) == record
+    assert record.stem == "mf_resnet20-cifar10"
+    assert record.test_accuracy == 91.75
+    assert hash(record) == hash(WeightRecord(**fields()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.test_error = 0.0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 20),
+        ("model", "../MFResNet20"),
+        ("dataset", ""),
+        ("name", "CIFAR 10"),
+        ("file", "resnet20-cifar10.weights.h5"),
+        ("file", "../mf_resnet20-cifar10.weights.h5"),
+        ("sha256", "0" * 63),
+        ("sha256", "A" * 64),
+        ("sha256", None),
+        ("size", 0),
+        ("size", 7.0),
+        ("size", True),
+        ("parameters", "270000"),
+        ("classes", -1),
+        ("test_error", "8.25"),
+        ("test_error", -0.1),
+        ("test_error", 100.1),
+        ("test_error", float("nan")),
+        ("epochs", 0),
+        ("recipe", " "),
+        ("seed", -1),
+        ("quadrature", None),
+        ("horizon", 0.0),
+        ("horizon", "3"),
+        ("device", None),
+        ("command", ""),
+        ("date", "31.01.2026"),
+        ("date", "2026-02-30"),
+        ("date", "20260131"),
+        ("date", 20260131),
+        ("backend", 1),
+        ("versions", "3.15.1"),
+        ("versions", {"keras": 3}),
+        ("train_seconds", float("inf")),
+        ("train_seconds", False),
+    ],
+)
+def test_record_refuses_a_wrong_field(field, value):
+    with pytest.raises(ValueError, match=rf"`{field}` must be .*Received: {field}="):
+        WeightRecord.from_json(json.dumps(fields(**{field: value})))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(WeightRecord)])
+def test_record_refuses_a_missing_field(field):
+    record = fields()
+    del record[field]
+    with pytest.raises(ValueError, match=rf"Received: one without \['{field}'\]"):
+        WeightRecord.from_json(json.dumps(record))
+
+
+@pytest.mark.once
+def test_record_refuses_unknown_fields_and_no_object():
+    with pytest.raises(ValueError, match=r"Received: also \['accuracy'\]"):
+        WeightRecord.from_json(json.dumps(fields(accuracy=91.75)))
+    with pytest.raises(ValueError, match=r"one JSON object\. Received: list"):
+        WeightRecord.from_json("[1]")
+    with pytest.raises(ValueError, match="valid JSON"):
+        WeightRecord.from_json(json.dumps(fields())[:-1])
+
+
+@pytest.mark.once
+def test_record_must_lie_under_its_own_name(registry):
+    shutil.copy(registry / "resnet20-cifar10.json", registry / "resnet56-cifar10.json")
+    with pytest.raises(ValueError, match=r"'resnet20-cifar10.json'. Received: .*resnet56"):
+        weights.records(directory=registry)
+
+
+@pytest.mark.once
+def test_damaged_record_names_its_file(registry):
+    (registry / "resnet20-cifar10.json").write_text("{")
+    with pytest.raises(ValueError, match=r"resnet20-cifar10\.json: .*valid JSON"):
+        weights.records(directory=registry)
+
+
+# Looking up
+
+
+@pytest.mark.once
+def test_records_are_selected_by_model_and_dataset(registry):
+    def found(**selection):
+        return [r.stem for r in weights.records(directory=registry, **selection)]
+
+    mf10, mf100, plain = "mf_resnet20-cifar10", "mf_resnet20-cifar100", "resnet20-cifar10"
+    assert found() == [mf10, mf100, plain]
+    assert found(model="MFResNet20") == [mf10, mf100]
+    assert found(dataset="cifar10") == [mf10, plain]
+    assert found(model="ResNet20", dataset="cifar100") == []
+    assert weights.get("MFResNet20", "cifar100", directory=registry).stem == mf100
+
+
+@pytest.mark.once
+def test_unknown_name_lists_the_right_ones(registry):
+    with pytest.raises(ValueError, match=r"\['cifar10', 'cifar100'\]. Received: 'imagenet'"):
+        weights.get("MFResNet20", "imagenet", directory=registry)
+    with pytest.raises(ValueError, match=r"ResNet110.*none are registered.*Received: 'cifar10'"):
+        weights.get("ResNet110", "cifar10", directory=registry)
+
+
+# Verification
+
+
+@pytest.mark.once
+def test_whole_file_is_found(registry):
+    record = weights.get("ResNet20", "cifar10", directory=registry)
+    file = weights.path(record, directory=registry)
+    assert file.read_bytes() == b"0123456"
+    assert weights.verify(file, record.sha256) == file
+
+
+@pytest.mark.once
+def test_missing_and_truncated_files_are_refused(registry):
+    record = weights.get("ResNet20", "cifar10", directory=registry)
+    file = registry / record.file
+    file.write_bytes(b"012345")
+    with pytest.raises(WeightFileError, match=r"7 bytes.*truncated.*Received: 6 bytes"):
+        weights.path(record, directory=registry)
+    with pytest.raises(WeightFileError, match=r"SHA-256"):
+        weights.verify(file, record.sha256)
+    file.unlink()
+    with pytest.raises(WeightFileError, match=r"missing.*Received: .*resnet20-cifar10"):
+        weights.path(record, directory=registry)
+
+
+@pytest.mark.once
+def test_swapped_file_is_refused(registry):
+    record = weights.get("MFResNet20", "cifar10", directory=registry)
+    other = weights.get("MFResNet20", "cifar100", directory=registry)
+    shutil.copy(registry / other.file, registry / record.file)
+    expected = rf"{record.file}.*{record.sha256}.*Received: {other.sha256}"
+    with pytest.raises(WeightFileError, match=expected):
+        weights.path(record, directory=registry)
+
+
+@pytest.mark.once
+@given(st.binary(min_size=1, max_size=200), st.data())
+def test_any_flipped_bit_is_refused(tmp_path_factory, content, data):
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    file = tmp_path_factory.getbasetemp() / "flipped.weights.h5"
+    file.write_bytes(flipped)
+    with pytest.raises(WeightFileError, match="damaged"):
+        weights.verify(file, hashlib.sha256(content).hexdigest(), len(content))
+
+
+# Loading
+
+
+def test_load_gives_the_saved_weights_back(tmp_path):
+    saved, model = dense_net(), dense_net()
+    saved.save_weights(tmp_path / "a.weights.h5")
+    assert not same(values(saved), values(model))
+    weights.load(model, str(tmp_path / "a.weights.h5"))
+    assert same(values(saved), values(model))
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        # Keras itself loads this one without a word: every layer it asks for is there.
+        ({"depth": 3}, "has no place in the model"),
+        ({"depth": 1}, "is missing instead of"),
+        ({"width": 5}, r"is \(5,\) instead of \(4,\)"),
+        ({"outputs": 7}, r"is \(4, 7\) instead of \(4, 4\)"),
+    ],
+    ids=["deeper", "shallower", "wider", "other head"],
+)
+def test_load_refuses_another_architecture_and_changes_nothing(tmp_path, other, difference):
+    file = tmp_path / "other.weights.h5"
+    dense_net(**other).save_weights(file)
+    model = dense_net()
+    before = values(model)
+    with pytest.raises(WeightFileError, match=rf"other\.weights\.h5.*architecture.*{difference}"):
+        weights.load(model, file)
+    assert same(before, values(model))
+
+
+def test_load_restores_the_model_when_keras_fails_half_way(tmp_path):
+    @keras.saving.register_keras_serializable(package="mf_zoo_tests")
+    class Refusing(L.Dense):
+        def load_own_variables(self, store):
+            super().load_own_variables(store)
+            raise ValueError("too late to refuse")
+
+    def model():
+        return keras.Sequential([keras.Input((4,)), L.Dense(4), Refusing(3), L.Dense(2)])
+
+    file = tmp_path / "a.weights.h5"
+    model().save_weights(file)
+    target = model()
+    before = values(target)
+    with pytest.raises(WeightFileError, match=r"(?s)unchanged.*too late to refuse"):
+        weights.load(target, file)
+    assert same(before, values(target))
+
+
+def test_load_leaves_optimizers_alone(tmp_path):
+    trained, target = dense_net(), dense_net()
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    trained.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    trained.fit(x, x, epochs=2, verbose=0)
+    trained.save_weights(tmp_path / "trained.weights.h5")
+    target.compile(keras.optimizers.Adam(0.1), "mse")
+    target.fit(x, x, verbose=0)
+    state = [np.array(v.numpy(), copy=True) for v in target.optimizer.variables]
+    weights.load(target, tmp_path / "trained.weights.h5")
+    assert same(values(trained), values(target))
+    assert same(state, [v.numpy() for v in target.optimizer.variables])
+
+
+def test_load_refuses_a_file_with_another_number_of_particles(tmp_path):
+    def model(particles):
+        block = keras.Sequential([L.Dense(4, activation="tanh")])
+        stage = layers.MeanFieldStage(block, particles)
+        return keras.Sequential([keras.Input((4,)), stage, L.Dense(2)])
+
+    layers = pytest.importorskip("mf_zoo.layers")
+    file = tmp_path / "three.weights.h5"
+    saved = model(3)
+    saved.save_weights(file)
+    target = model(3)
+    weights.load(target, file)
+    assert same(values(saved), values(target))
+    target = model(4)
+    before = values(target)
+    with pytest.raises(WeightFileError, match=r"\(3,.*instead of \(4,"):
+        weights.load(target, file)
+    assert same(before, values(target))
+
+
+def test_files_that_are_no_weights_are_refused_before_keras_reads_them(tmp_path):
+    model = dense_net()
+    before = values(model)
+    whole = tmp_path / "whole.weights.h5"
+    model.save_weights(whole)
+    text = tmp_path / "text.weights.h5"
+    text.write_text("no HDF5 at all")
+    cut = tmp_path / "cut.weights.h5"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    empty = tmp_path / "empty.weights.h5"
+    empty.touch()
+    for file in (text, cut, empty):
+        with pytest.raises(WeightFileError, match=rf"whole HDF5 file.*{file.name}"):
+            weights.load(model, file)
+    with pytest.raises(WeightFileError, match=r"must exist.*Received: .*nowhere"):
+        weights.load(model, tmp_path / "nowhere.weights.h5")
+    with pytest.raises(WeightFileError, match=r"'\*\.weights\.h5'.*Received: .*model\.h5"):
+        weights.check_file(tmp_path / "model.h5")
+    assert same(before, values(model))
+    assert weights.check_file(whole) == whole
+
+
+# Publishing
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """The folder of a finished run of three epochs, as `mf-zoo train` leaves it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    file = run / "final.weights.h5"
+    dense_net().save_weights(file)
+    recipe = {"name": "quick", "quadrature": "midpoint", "horizon": 2.5}
+    result = fields(
+        date="2026-01-31T23:59:59+00:00",
+        file=file.name,
+        size=file.stat().st_size,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        epochs=3,
+        evaluated_on="test",
+    )
+    config = {"limit": None, "holdout": 0, "recipe": recipe, "versions": result.pop("versions")}
+    for key in ("name", "classes", "quadrature", "horizon"):
+        del result[key]
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n3,1.0\n")
+    (run / "times.csv").write_text("epoch,stage,particle,time\n3,0,0,1.0\n")
+    return run
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.once
+def test_publish_registers_a_finished_run(run_dir, tmp_path):
+    registry = tmp_path / "registry"
+    record = weights.publish(run_dir, directory=registry)
+    stem = "mf_resnet20-cifar10"
+    kinds = ("history.csv", "json", "times.csv", "weights.h5")
+    assert sorted(file.name for file in registry.iterdir()) == [f"{stem}.{k}" for k in kinds]
+    assert weights.records(directory=registry) == [record]
+    assert (record.name, record.classes, record.date) == ("cifar10", 10, "2026-01-31")
+    assert (record.quadrature, record.horizon) == ("midpoint", 2.5)
+    file = weights.path(record, directory=registry)
+    assert file.read_bytes() == (run_dir / "final.weights.h5").read_bytes()
+    for kind in ("history", "times"):
+        copy = registry / f"{stem}.{kind}.csv"
+        assert copy.read_text() == (run_dir / f"{kind}.csv").read_text()
+
+
+@pytest.mark.once
+def test_publish_replaces_nothing_unasked(run_dir, tmp_path):
+    registry = tmp_path / "registry"
+    first = weights.publish(run_dir, directory=registry)
+    edit(run_dir / "result.json", test_error=1.0)
+    with pytest.raises(FileExistsError, match=r"overwrite=True.*mf_resnet20-cifar10\.json"):
+        weights.publish(run_dir, directory=registry)
+    assert weights.records(directory=registry) == [first]
+    other = weights.publish(run_dir, "cifar10-b", registry)
+    assert weights.get("MFResNet20", "cifar10-b", directory=registry) == other
+    (run_dir / "times.csv").unlink()
+    second = weights.publish(run_dir, directory=registry, overwrite=True)
+    assert weights.get("MFResNet20", "cifar10", directory=registry) == second
+    assert second.test_error == 1.0
+    assert not (registry / "mf_resnet20-cifar10.times.csv").exists()
+
+
+@pytest.mark.once
+def test_publish_refuses_unfinished_and_damaged_runs(run_dir, tmp_path):
+    registry = tmp_path / "registry"
+    weight_file = run_dir / "final.weights.h5"
+    whole = weight_file.read_bytes()
+    weight_file.write_bytes(whole[:-1])
+    with pytest.raises(WeightFileError, match="truncated"):
+        weights.publish(run_dir, directory=registry)
+    weight_file.write_bytes(whole)
+    (run_dir / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n")
+    with pytest.raises(ValueError, match=r"3 epochs.*epochs \[1, 2\]"):
+        weights.publish(run_dir, directory=registry)
+    (run_dir / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"finished run.*without result\.json"):
+        weights.publish(run_dir, directory=registry)
+    assert not registry.exists()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("change", "received"),
+    [({"limit": 100}, "limit=100"), ({"holdout": 5000}, "holdout=5000")],
+    ids=["limit", "holdout"],
+)
+def test_publish_takes_partial_runs_only_elsewhere(run_dir, tmp_path, change, received):
+    edit(run_dir / "config.json", **change)
+    with pytest.raises(ValueError, match=rf"whole training set.*Received: .*{received}"):
+        weights.publish(run_dir, directory=tmp_path / "registry")
+    with pytest.raises(ValueError, match=rf"`directory` of its own.*Received: .*{received}"):
+        weights.publish(run_dir, "trial", partial=True)
+    record = weights.publish(run_dir, directory=tmp_path / "registry", partial=True)
+    assert weights.records(directory=tmp_path / "registry") == [record]
+
+
+@pytest.mark.once
+def test_killed_publish_leaves_no_record(run_dir, tmp_path, monkeypatch):
+    registry = tmp_path / "registry"
+    replace, done = os.replace, []
+
+    def killed(source, target):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        weights.publish(run_dir, directory=registry)
+    assert done[0].name == "mf_resnet20-cifar10.weights.h5"
+    assert weights.records(directory=registry) == []
+
+
+# What is shipped
+
+
+def stored_numbers(file):
+    """How many numbers a weight file holds."""
+    sizes = []
+
+    def visit(_, item):
+        if isinstance(item, h5py.Dataset):
+            sizes.append(math.prod(item.shape))
+
+    with h5py.File(file) as content:
+        content.visititems(visit)
+    return sum(sizes)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("model", ["MFResNet20", "ResNet20"])
+def test_cifar10_weights_ship_and_are_as_good_as_the_original(model):
+    # He et al., 2016, table 6: ResNet-20 has 8.75 % test error.
+    assert weights.get(model, "cifar10").test_error <= 8.75
+
+
+@pytest.mark.once
+def test_shipped_weights_are_whole_and_come_with_their_history():
+    for record in weights.records():
+        file = weights.path(record)
+        assert stored_numbers(file) == record.parameters
+        with file.with_name(f"{record.stem}.history.csv").open(newline="") as history:
+            rows = list(csv.DictReader(history))
+        assert [int(row["epoch"]) for row in rows] == list(range(1, record.epochs + 1))
+
+
+@pytest.mark.once
+def test_a_trained_run_publishes_and_loads(tmp_path, cifar10_dir):
+    from mf_zoo import applications, data, training
+
+    recipe = training.get_recipe("quick", epochs=1, batch_size=32, horizon=2.0)
+    run = tmp_path / "run"
+    result = training.train(
+        "MFResNet20", output=run, data_dir=cifar10_dir, recipe=recipe, limit=64, verbose=0
+    )
+    registry = tmp_path / "registry"
+    record = weights.publish(run, directory=registry, partial=True)
+    assert record.test_error == result["test_error"]
+    model = applications.MFResNet20(horizon=record.horizon, quadrature=record.quadrature)
+    weights.load(model, weights.path(record, directory=registry))
+    assert model.count_params() == record.parameters
+    images, labels = data.load("cifar10", "test", data_dir=cifar10_dir)
+    predicted = model.predict(images[:64], verbose=0).argmax(-1)
+    assert 100 * np.mean(predicted != labels[:64]) == pytest.approx(record.test_error)

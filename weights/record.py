@@ -1,0 +1,200 @@
+"""The record of one registered weight file."""
+
+import dataclasses
+import datetime
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+_PATTERNS = {
+    "model": (r"[A-Za-z][A-Za-z0-9_]*", "the name of a model builder, such as 'MFResNet20'"),
+    "dataset": (r"[a-z0-9_]+", "the name of a dataset, such as 'cifar10'"),
+    "name": (r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '-' and '_'"),
+    "sha256": (r"[0-9a-f]{64}", "64 lower-case hexadecimal digits"),
+}
+_TEXTS = ("recipe", "quadrature", "device", "command", "backend")
+_LEAST = {"size": 1, "parameters": 1, "classes": 1, "epochs": 1, "seed": 0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightRecord:
+    """What a registered weight file is, how good it is, and how it was made.
+
+    Every field is checked when a record is made, so a record read from a damaged or hand-edited
+    file never gets further than its constructor.
+
+    Args:
+        model: Name of the builder in `mf_zoo.applications`, e.g. `"MFResNet20"`.
+        dataset: Name of the dataset the model was trained on, e.g. `"cifar10"`.
+        name: What a user passes as `weights=`; the dataset's name for a model's main weights.
+        file: Name of the weight file, `"<stem of model>-<name>.weights.h5"`.
+        sha256: Digest of the weight file, 64 hexadecimal digits.
+        size: Size of the weight file in bytes.
+        parameters: Number of weights in the model, trainable or not.
+        classes: Number of classes of the model's head.
+        test_error: Top-1 error in % on the dataset's whole test split, after the last epoch.
+        epochs: Number of epochs trained.
+        recipe: Name of the training recipe.
+        seed: Seed of the run.
+        quadrature: Quadrature rule of the mean-field stages it was trained with. With another
+            one the same weights are another function.
+        horizon: Horizon of the stages, `None` for each stage's number of particles.
+        device: The processor or accelerator it was trained on.
+        command: The command that trained it.
+        date: Day the training ended, `"YYYY-MM-DD"`.
+        backend: Keras backend of the training.
+        versions: Version of each package that took part, by package name.
+        train_seconds: Wall time of the training in seconds.
+
+    Raises:
+        ValueError: A field has the wrong type or an impossible value.
+
+    Example:
+
+    >>> from mf_zoo import weights
+    >>> [record.file for record in weights.records(model="MFResNet20")]
+    ['mf_resnet20-cifar10.weights.h5']
+    """
+
+    model: str
+    dataset: str
+    name: str
+    file: str
+    sha256: str
+    size: int
+    parameters: int
+    classes: int
+    test_error: float
+    epochs: int
+    recipe: str
+    seed: int
+    quadrature: str
+    horizon: float | None
+    device: str
+    command: str
+    date: str
+    backend: str
+    versions: Mapping[str, str] = dataclasses.field(hash=False)
+    train_seconds: float
+
+    def __post_init__(self) -> None:
+        for field, (pattern, meaning) in _PATTERNS.items():
+            value = getattr(self, field)
+            if not isinstance(value, str) or not re.fullmatch(pattern, value):
+                raise _wrong(field, meaning, value)
+        for field in _TEXTS:
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.strip():
+                raise _wrong(field, "a text that is not empty", value)
+        for field, least in _LEAST.items():
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise _wrong(field, f"an integer, at least {least}", value)
+        for field, most in (("test_error", 100.0), ("train_seconds", math.inf)):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise _wrong(field, "a number", value)
+            if not (0.0 <= value <= most and math.isfinite(value)):
+                raise _wrong(field, f"a finite number from 0 to {most:g}", value)
+        horizon = self.horizon
+        if horizon is not None and (
+            isinstance(horizon, bool)
+            or not isinstance(horizon, int | float)
+            or not 0.0 < horizon < math.inf
+        ):
+            raise _wrong("horizon", "null or a number greater than 0", horizon)
+        if self.file != f"{self.stem}.weights.h5":
+            raise _wrong("file", f"{self.stem + '.weights.h5'!r}", self.file)
+        try:
+            dated = datetime.date.fromisoformat(self.date).isoformat() == self.date
+        except (TypeError, ValueError):
+            dated = False
+        if not dated:
+            raise _wrong("date", "a day as 'YYYY-MM-DD'", self.date)
+        if not isinstance(self.versions, Mapping) or not all(
+            isinstance(text, str) and text for item in self.versions.items() for text in item
+        ):
+            raise _wrong("versions", "an object of package names and versions", self.versions)
+
+    @property
+    def stem(self) -> str:
+        """What the names of this record's files begin with, e.g. `"mf_resnet20-cifar10"`."""
+        return self.stem_of(self.model, self.name)
+
+    @staticmethod
+    def stem_of(model: str, name: str) -> str:
+        """What the names of the files of a model's weights begin with."""
+        return f"{re.sub(r'^MF(?=[A-Z])', 'mf_', model).lower()}-{name}"
+
+    @property
+    def test_accuracy(self) -> float:
+        """Top-1 accuracy in % on the test split."""
+        return 100.0 - self.test_error
+
+    def to_json(self) -> str:
+        """The record as the text of its JSON file."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "WeightRecord":
+        """Reads a record from the text of its JSON file.
+
+        Args:
+            text: One JSON object with exactly the fields of a record.
+
+        Returns:
+            The record.
+
+        Raises:
+            ValueError: The text is no JSON object, a field is missing, unknown or wrong.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"A weight record must be valid JSON. Received: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"A weight record must be one JSON object. Received: {type(values).__name__}"
+            )
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if missing := sorted(fields - values.keys()):
+            raise ValueError(
+                f"A weight record needs the fields {sorted(fields)}. "
+                f"Received: one without {missing}"
+            )
+        if unknown := sorted(values.keys() - fields):
+            raise ValueError(
+                f"A weight record has the fields {sorted(fields)} only. Received: also {unknown}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "WeightRecord":
+        """Reads a record file and checks that it lies under its own name.
+
+        Args:
+            path: The `.json` file.
+
+        Returns:
+            The record.
+
+        Raises:
+            ValueError: As `from_json`, naming the file; or the file's name is not the record's.
+        """
+        path = Path(path)
+        try:
+            record = cls.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"Weight record {path}: {error}") from error
+        if path.name != f"{record.stem}.json":
+            raise ValueError(
+                f"The weight record of {record.model!r}, {record.name!r} must lie in a file "
+                f"'{record.stem}.json'. Received: {path}"
+            )
+        return record
+
+
+def _wrong(field: str, expected: str, value: object) -> ValueError:
+    return ValueError(f"`{field}` must be {expected}. Received: {field}={value!r}")
