@@ -1,0 +1,192 @@
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from mf_zoo import applications, data
+from mf_zoo.layers import MeanFieldStage
+
+DEPTHS = (20, 32, 44, 56, 110)
+
+
+def stages(model):
+    return [layer for layer in model.layers if isinstance(layer, MeanFieldStage)]
+
+
+def images(count=4):
+    return data.sample("cifar10")[0][:count]
+
+
+# Trainable parameters with projection shortcuts: He et al.'s network as everyone counts it.
+PARAMETERS = {20: 272_474, 32: 466_906, 44: 661_338, 56: 855_770, 110: 1_730_714}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_parameter_counts_are_the_published_ones(depth):
+    plain = applications.get(f"ResNet{depth}")()
+    trainable = sum(int(np.prod(w.shape)) for w in plain.trainable_weights)
+    assert trainable == PARAMETERS[depth]
+    mean_field = applications.get(f"MFResNet{depth}")()
+    blocks = (depth - 2) // 6
+    particles = [stage.num_particles for stage in stages(mean_field)]
+    assert particles == [blocks, blocks - 1, blocks - 1]
+    learned = sum(int(np.prod(w.shape)) for w in mean_field.trainable_weights)
+    assert learned == PARAMETERS[depth] + sum(particles)
+    assert mean_field.count_params() == plain.count_params()
+
+
+def test_it_has_as_many_weighted_layers_as_its_name_says():
+    model = applications.ResNet20()
+    convolutions = sum(stage.num_particles * 2 for stage in stages(model))
+    heads = 2 * 2  # two blocks that change the shape; their projections do not count
+    assert convolutions + heads + 1 + 1 == 20
+
+
+def test_the_twins_agree_at_the_start():
+    keras.utils.set_random_seed(3)
+    mean_field = applications.MFResNet20()
+    keras.utils.set_random_seed(3)
+    plain = applications.ResNet20()
+    np.testing.assert_array_equal(
+        mean_field.predict(images(), verbose=0), plain.predict(images(), verbose=0)
+    )
+    for stage in stages(mean_field):
+        np.testing.assert_allclose(ops.convert_to_numpy(stage.step_sizes()), 1.0)
+
+
+def test_images_are_normalised_inside():
+    model = applications.ResNet20()
+    pixels = images()
+    np.testing.assert_allclose(
+        model.predict(pixels, verbose=0), model.predict(pixels.astype("float32"), verbose=0)
+    )
+    normalization = model.get_layer("normalization")
+    got = ops.convert_to_numpy(normalization(pixels.astype("float32")))
+    mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
+    np.testing.assert_allclose(got, (pixels / 255 - mean) / std, rtol=1e-2, atol=2e-3)
+
+
+def test_scores_are_probabilities_or_logits():
+    probabilities = applications.ResNet20().predict(images(), verbose=0)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    keras.utils.set_random_seed(0)
+    softmax = applications.ResNet20()
+    keras.utils.set_random_seed(0)
+    logits = applications.ResNet20(classifier_activation=None).predict(images(), verbose=0)
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(
+        softmax.predict(images(), verbose=0), expected / expected.sum(1, keepdims=True), rtol=1e-4
+    )
+
+
+def test_without_the_top():
+    features = applications.MFResNet20(include_top=False)
+    assert features.output_shape == (None, 8, 8, 64)
+    maps = features.predict(images(), verbose=0)
+    for pooling, reduce in (("avg", np.mean), ("max", np.max)):
+        pooled = applications.MFResNet20(include_top=False, pooling=pooling)
+        pooled.set_weights(features.get_weights())
+        np.testing.assert_allclose(
+            pooled.predict(images(), verbose=0), reduce(maps, (1, 2)), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_other_shapes_and_input_tensors():
+    assert applications.ResNet20(input_shape=(48, 64, 3)).output_shape == (None, 10)
+    anything = applications.ResNet20(input_shape=(None, None, 3))
+    assert anything.predict(np.zeros((1, 40, 24, 3)), verbose=0).shape == (1, 10)
+    inputs = keras.Input((32, 32, 3))
+    darker = applications.ResNet20(input_tensor=keras.layers.Rescaling(0.5)(inputs))
+    direct = applications.ResNet20()
+    direct.set_weights(darker.get_weights())
+    np.testing.assert_allclose(
+        darker.predict(images().astype("float32"), verbose=0),
+        direct.predict(images() * 0.5, verbose=0),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_mean_field_arguments_reach_the_stages():
+    model = applications.MFResNet20(quadrature="midpoint", horizon=1.0, initial_times="random")
+    for stage in stages(model):
+        assert stage.horizon == 1.0 and stage.times.trainable
+        assert float(ops.convert_to_numpy(ops.sum(stage.step_sizes()))) == pytest.approx(1.0)
+        grid = (np.arange(stage.num_particles) + 0.5) / stage.num_particles
+        assert not np.allclose(ops.convert_to_numpy(stage.times.value), grid)
+    assert not any(stage.times.trainable for stage in stages(applications.ResNet20()))
+
+
+def test_save_and_load(tmp_path):
+    model = applications.MFResNet20(classes=3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(images(), verbose=0), model.predict(images(), verbose=0)
+    )
+    model.save_weights(tmp_path / "model.weights.h5")
+    again = applications.MFResNet20(classes=3, weights=tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(
+        again.predict(images(), verbose=0), model.predict(images(), verbose=0)
+    )
+    with pytest.raises(Exception, match=r"model\.weights\.h5"):
+        applications.MFResNet32(classes=3, weights=str(tmp_path / "model.weights.h5"))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="TensorFlow's CPU convolves channels last only"
+)
+def test_channels_first_gives_the_same():
+    last = applications.MFResNet20()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        first = applications.MFResNet20()
+        assert first.input_shape == (None, 3, 32, 32)
+        first.set_weights(last.get_weights())
+        got = first.predict(images().transpose(0, 3, 1, 2), verbose=0)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_allclose(got, last.predict(images(), verbose=0), rtol=1e-3, atol=1e-5)
+
+
+def test_under_mixed_precision_scores_are_float32_and_close():
+    model = applications.MFResNet20()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = applications.MFResNet20()
+    finally:
+        keras.config.set_dtype_policy(before)
+    mixed.set_weights(model.get_weights())
+    got = mixed.predict(images(), verbose=0)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, model.predict(images(), verbose=0), atol=0.05)
+
+
+def test_signature_is_that_of_keras_applications():
+    theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
+    for name in applications.names():
+        ours = list(inspect.signature(applications.get(name)).parameters)
+        assert ours[: len(theirs)] == theirs
+        assert applications.get(name).__doc__.count(name) >= 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: applications.get("ResNet21"), "MFResNet20.*Received: 'ResNet21'"),
+        (lambda: applications.ResNet20(pooling="mean"), "Received: pooling='mean'"),
+        (lambda: applications.ResNet20(classes=0), "positive integer. Received: classes=0"),
+        (
+            lambda: applications.ResNet20(input_shape=(32, 32, 4)),
+            r"\(rows, cols, 3\).*Received: input_shape=\(32, 32, 4\)",
+        ),
+        (lambda: applications.ResNet20(weights="imagenet"), "Received: 'imagenet'"),
+        (lambda: applications.ResNet20(weights="no/such.weights.h5"), "no/such.weights.h5"),
+    ],
+)
+def test_wrong_arguments_name_the_right_ones(call, message):
+    with pytest.raises((ValueError, OSError, RuntimeError), match=message):
+        call()
