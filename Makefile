@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LOGS := build/test
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test lint format bench clean $(BACKENDS:%=test-%)
+.PHONY: help demo test lint format bench readme clean $(BACKENDS:%=test-%)
 
 help:
 	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
@@ -65,6 +65,12 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	@$(BIN)/python -m benchmarks.train_step
+
+# Pictures and tables of the README, from the records, histories and benchmark results.
+readme: $(VENV)/.demo
+	@$(BIN)/python docs/make_pictures.py
+	@$(BIN)/mf-zoo demo --picture docs/demo.png
+	@$(BIN)/python -m docs.update_readme
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png

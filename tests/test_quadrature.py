@@ -139,5 +139,5 @@ def test_reflect_constraint():
         ops.convert_to_numpy(constraint(ops.array([-0.25, 2.5, 1.0, 4.5]))), [0.25, 1.5, 1.0, 0.5]
     )
     assert Reflect.from_config(constraint.get_config()).horizon == 2.0
-    with pytest.raises(ValueError, match="positive number. Received: horizon=0"):
+    with pytest.raises(ValueError, match=r"positive number\. Received: horizon=0"):
         Reflect(0)

@@ -2,7 +2,7 @@
 
 from mf_zoo.layers.basic_block import BasicBlock
 from mf_zoo.layers.batch_normalization import BatchNormalization
-from mf_zoo.layers.mean_field_stage import MeanFieldStage
+from mf_zoo.layers.mean_field_stage import MeanFieldStage, stages
 from mf_zoo.layers.particles import ParticleInfo, Reflect, reflect
 from mf_zoo.layers.quadrature import (
     BackwardRule,
@@ -22,4 +22,5 @@ __all__ = [
     "Reflect",
     "UniformRule",
     "reflect",
+    "stages",
 ]

@@ -372,3 +372,21 @@ class MeanFieldStage(keras.layers.Layer):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
+
+
+def stages(model: keras.Model) -> list[MeanFieldStage]:
+    """The mean-field stages of a model, nested ones too, from input to output.
+
+    Args:
+        model: A Keras model or layer.
+
+    Returns:
+        List of `MeanFieldStage`.
+
+    Example:
+
+    >>> [stage.num_particles for stage in stages(mf_zoo.applications.MFResNet20())]
+    [3, 2, 2]
+    """
+    layers = model._flatten_layers(include_self=True)
+    return [layer for layer in layers if isinstance(layer, MeanFieldStage)]

@@ -1,0 +1,145 @@
+"""What `mf-zoo demo` shows: pretrained weights at work on the embedded real images."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
+_SHOWN = 40  # images in the picture
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `mf-zoo demo`."""
+    parser.add_argument(
+        "--model", default="MFResNet20", help="one with cifar10 weights (default: MFResNet20)"
+    )
+    parser.add_argument("--picture", type=Path, default=Path("demo.png"), metavar="FILE")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Classifies the embedded CIFAR-10 images, draws a picture and fine-tunes for a few steps.
+
+    Args:
+        options: `model` and `picture`, as `add_arguments` declares them.
+
+    Raises:
+        mf_zoo.training.RunError: For a model without weights, or where no picture can be made.
+    """
+    import keras
+
+    from mf_zoo import applications, data
+    from mf_zoo.layers import stages
+    from mf_zoo.training import RunError
+
+    keras.utils.set_random_seed(0)
+    images, labels = data.sample("cifar10")
+    names = data.class_names("cifar10")
+    try:
+        model = applications.get(options.model)(weights="cifar10")
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    print(f'{options.model}(weights="cifar10") on {len(images)} real test images')
+    predictions = model.predict(images, verbose=0).argmax(1)
+    right = int((predictions == labels).sum())
+    print(f"  right: {right} of {len(images)}, accuracy {100 * right / len(images):.1f} %")
+    print("depth order (particle @ time, step size):")
+    for stage in stages(model):
+        order = keras.ops.convert_to_numpy(stage.depth_order())
+        times = keras.ops.convert_to_numpy(stage.times)
+        steps = keras.ops.convert_to_numpy(stage.step_sizes())
+        row = ", ".join(
+            f"{i} @ {times[i]:.3f} ({step:.3f})" for i, step in zip(order, steps, strict=True)
+        )
+        print(f"  {stage.name}, T = {stage.horizon:g}: {row}")
+    _draw(options.picture, images, labels, predictions, names, stages(model))
+    print(f"picture: {options.picture}")
+    _fine_tune(options, images, labels, names)
+
+
+def _draw(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    names: Sequence[str],
+    stages: Sequence[Any],
+) -> None:
+    """Images with predictions (wrong ones in red) above the particles' times."""
+    import keras
+
+    from mf_zoo.training import RunError
+
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RunError(
+            "The picture needs matplotlib: pip install 'mf_zoo[plot]'. Received: no matplotlib"
+        ) from error
+    # The wrong ones first: they say more.
+    shown = np.argsort(predictions == labels, kind="stable")[:_SHOWN]
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(3, 1.3))
+    for axes, i in zip(above.subplots(4, _SHOWN // 4).flat, shown, strict=True):
+        wrong = predictions[i] != labels[i]
+        axes.imshow(images[i])
+        title = names[predictions[i]] + (f"\n({names[labels[i]]})" if wrong else "\n")
+        axes.set_title(title, fontsize=8, color="crimson" if wrong else "darkgreen")
+        axes.axis("off")
+    for axes, stage in zip(below.subplots(1, len(stages)), stages, strict=True):
+        times = keras.ops.convert_to_numpy(stage.times)
+        grid = stage.quadrature.grid(stage.num_particles, stage.horizon)
+        axes.vlines(grid, 0.8, 1.2, color="lightgrey", label="grid: where they started")
+        axes.plot(times, np.ones_like(times), "o", label="particles")
+        for i, time in enumerate(times):
+            axes.annotate(str(i), (time, 1.0), (0, 8), textcoords="offset points", ha="center")
+        axes.set(
+            xlim=(0, stage.horizon * 1.03), ylim=(0.7, 1.5), yticks=[], xlabel=f"time, {stage.name}"
+        )
+    axes.legend(loc="upper left", fontsize=8)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        figure.savefig(partial, format=path.suffix.lstrip(".") or "png", dpi=100)
+        os.replace(partial, path)
+    except (OSError, ValueError) as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"The picture {path} cannot be written. Received: {error}") from error
+
+
+def _fine_tune(
+    options: argparse.Namespace, images: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    """A new two-class head on the pretrained body: animal or vehicle."""
+    import warnings
+
+    import keras
+
+    from mf_zoo import applications
+    from mf_zoo.optimizers import MeanFieldSGD
+
+    animal = np.isin(np.array(names)[labels], _ANIMALS).astype("int64")
+    # The sample is sorted by class: four images of five to train on, the fifth to look at.
+    held_out = np.arange(len(images)) % 5 == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fresh head is what we want
+        model = applications.get(options.model)(weights="cifar10", classes=2)
+    model.compile(
+        MeanFieldSGD(0.005, momentum=0.9),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+
+    def error() -> float:
+        scores = model.predict(images[held_out], verbose=0).argmax(1)
+        return 100 * float((scores != animal[held_out]).mean())
+
+    print("fine-tuning to tell animals from vehicles, model.compile and model.fit:")
+    print(f"  fresh head: error {error():.1f} % on {held_out.sum()} held-out images")
+    history = model.fit(
+        images[~held_out], animal[~held_out], batch_size=32, epochs=4, shuffle=True, verbose=0
+    )
+    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    print(f"  after {steps} steps: error {error():.1f} %, loss {history.history['loss'][-1]:.3f}")

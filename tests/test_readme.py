@@ -1,0 +1,107 @@
+"""The README is true: its tables are those the records give, its examples run."""
+
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from mf_zoo import applications, data, weights
+from mf_zoo.layers import stages
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.once
+def test_generated_tables_are_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import update_readme
+
+    assert update_readme.updated(README) == README
+    sys.modules.pop("update_readme")
+
+
+@pytest.mark.once
+def test_every_command_of_the_readme_is_a_command(capsys):
+    from mf_zoo.cli import main
+
+    commands = set(re.findall(r"mf-zoo ([a-z]+)", README))
+    assert {"train", "evaluate", "recipes"} <= commands
+    for command in commands:
+        with pytest.raises(SystemExit) as exit_:
+            main([command, "--help"])
+        assert exit_.value.code == 0
+        assert command in capsys.readouterr().out
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"`?make ([a-z]+)`?", README)) - {"readme"}:
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), target
+
+
+def test_the_examples_run_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
+    loaded = keras.saving.load_model("animals.keras")
+    got = loaded.predict(names["images"], verbose=0).argmax(1)
+    assert (got == names["animal"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["MFResNet20", "ResNet20"])
+def test_shipped_weights_know_the_embedded_images(name):
+    images, labels = data.sample("cifar10")
+    model = applications.get(name)(weights="cifar10")
+    probabilities = model.predict(images, verbose=0)
+    error = 100 * (probabilities.argmax(1) != labels).mean()
+    # 200 images: the record's error with four standard deviations of a sample's.
+    expected = weights.get(name, "cifar10").test_error
+    assert error < expected + 4 * 100 * np.sqrt(0.09 * 0.91 / 200)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-4)
+
+
+def test_other_classes_keep_the_body_and_start_a_fresh_head():
+    full = applications.MFResNet20(weights="cifar10")
+    with pytest.warns(UserWarning, match=r"have 10 classes: the body is loaded.*for 7 classes"):
+        other = applications.MFResNet20(weights="cifar10", classes=7)
+    body = applications.MFResNet20(weights="cifar10", include_top=False, pooling="avg")
+    images = data.sample("cifar10")[0][:4]
+    assert other.output_shape == (None, 7)
+    inner = keras.Model(other.inputs, other.get_layer("avg_pool").output)
+    outer = keras.Model(full.inputs, full.get_layer("avg_pool").output)
+    expected = outer.predict(images, verbose=0)
+    np.testing.assert_allclose(inner.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(body.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    for stage, same in zip(stages(full), stages(other), strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(stage.times), keras.ops.convert_to_numpy(same.times)
+        )
+
+
+def test_the_demo_tells_the_truth(tmp_path, capsys):
+    from mf_zoo.cli import main
+
+    picture = tmp_path / "demo.png"
+    assert main(["demo", "--picture", str(picture)]) == 0
+    out = capsys.readouterr().out
+    images, labels = data.sample("cifar10")
+    model = applications.MFResNet20(weights="cifar10")
+    right = int((model.predict(images, verbose=0).argmax(1) == labels).sum())
+    assert f"right: {right} of 200, accuracy {right / 2:.1f} %" in out
+    for stage in stages(model):
+        row = next(line for line in out.splitlines() if line.strip().startswith(stage.name))
+        order = [int(i) for i in re.findall(r"(\d+) @", row)]
+        times = keras.ops.convert_to_numpy(stage.times)
+        assert order == np.argsort(times).tolist()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    before, after = (float(e) for e in re.findall(r"error ([\d.]+) %", out))
+    assert after < before
+
+
+def test_the_demo_names_a_model_without_weights(capsys):
+    from mf_zoo.cli import main
+
+    assert main(["demo", "--model", "MFResNet110"]) == 2
+    assert "none are registered" in capsys.readouterr().err
