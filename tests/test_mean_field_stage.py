@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 from mf_zoo.layers import BasicBlock, BatchNormalization, MeanFieldStage, QuadratureRule
+from mf_zoo.optimizers import MeanFieldSGD
 
 SHAPE = (6, 6, 4)
 UNROLL = [True] if keras.backend.backend() == "tensorflow" else [True, False]
@@ -117,6 +118,29 @@ def test_values_gradients_and_statistics_equal_an_independent_network(times, tra
     for name, value in numpy_weights(stage).items():
         want = reference.w[name].detach().numpy()
         np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_a_training_step_equals_that_of_the_independent_network():
+    """The same on every backend, because each equals the one reference."""
+    times, rate = [2.2, 0.4, 1.7], 0.05
+    inputs = keras.Input(SHAPE)
+    stage = MeanFieldStage(BasicBlock(SHAPE[-1]), 3, activation="relu", initial_times=times)
+    model = keras.Model(inputs, stage(inputs))
+    randomize(stage)
+    reference = Reference(numpy_weights(stage), np.argsort(times))
+    steps = backward_steps(reference.w["times"], np.argsort(times))
+    target = images(seed=9)
+    loss = ((reference(images(), steps, True) - torch.tensor(target)) ** 2).mean()
+    loss.backward()
+    model.compile(MeanFieldSGD(rate, time_learning_rate_multiplier=4.0), "mse")
+    assert model.train_on_batch(images(), target) == pytest.approx(loss.item(), rel=1e-4)
+    for name, value in numpy_weights(stage).items():
+        want = reference.w[name].detach().numpy()
+        if reference.w[name].grad is not None:
+            own_rate = 4 * rate if name == "times" else rate
+            want = want - own_rate * reference.w[name].grad.numpy()
+        np.testing.assert_allclose(value, want, rtol=1e-3, atol=1e-4, err_msg=name)
+    assert not np.allclose(numpy_weights(stage)["times"], times)
 
 
 def plain_network(stage, order):
