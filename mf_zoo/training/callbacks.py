@@ -1,0 +1,194 @@
+"""Callbacks of a run: learning rate, order of the particles, history, checkpoints."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mf_zoo.training import runs
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "learning_rate",
+    "loss",
+    "accuracy",
+    "test_loss",
+    "test_error",
+    "seconds",
+    "images_per_second",
+    "order_swaps",
+)
+TIMES_COLUMNS = ("epoch", "stage", "particle", "time", "rank")
+
+
+def order_swaps(before: Sequence[int], after: Sequence[int]) -> int:
+    """Counts the pairs of particles that changed places: Kendall's tau distance.
+
+    Args:
+        before: Depth order, the particles' indices from first to last.
+        after: The later depth order of the same particles.
+
+    Returns:
+        The least number of swaps of neighbours that leads from one to the other
+        (Kendall, 1938).
+
+    Example:
+
+    >>> order_swaps([0, 1, 2], [2, 0, 1])
+    2
+    """
+    ranks = np.argsort(np.asarray(after))[np.asarray(before)]
+    return int(np.sum(np.triu(ranks[:, None] > ranks[None, :], k=1)))
+
+
+class DepthOrder(keras.callbacks.Callback):
+    """Writes the particles' times and ranks, and adds `order_swaps` to the epoch's logs.
+
+    Epoch 0 is the state before the first step. Swaps are counted against the epoch before,
+    summed over the stages.
+
+    Args:
+        path: The CSV file that rows of (epoch, stage, particle, time, rank) are appended to.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_train_begin(self, logs=None):
+        self._order = self._orders()
+        if not self.path.exists():
+            self._write(0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        before, self._order = self._order, self._orders()
+        swaps = sum(map(order_swaps, before, self._order))
+        if logs is not None:
+            logs["order_swaps"] = swaps
+        self._write(epoch + 1)
+
+    def _stages(self) -> list:
+        from mf_zoo.layers import MeanFieldStage
+
+        layers = self.model._flatten_layers(include_self=False)
+        return [layer for layer in layers if isinstance(layer, MeanFieldStage)]
+
+    def _orders(self) -> list[np.ndarray]:
+        return [keras.ops.convert_to_numpy(stage.depth_order()) for stage in self._stages()]
+
+    def _write(self, epoch: int):
+        rows = []
+        for stage, order in zip(self._stages(), self._order, strict=True):
+            times = keras.ops.convert_to_numpy(stage.times)
+            ranks = np.argsort(order)
+            rows += [
+                dict(zip(TIMES_COLUMNS, (epoch, stage.name, i, time, rank), strict=True))
+                for i, (time, rank) in enumerate(zip(times.tolist(), ranks.tolist(), strict=True))
+            ]
+        runs.append_rows(self.path, rows, TIMES_COLUMNS)
+
+
+class History(keras.callbacks.Callback):
+    """Appends a row for each epoch to a CSV file.
+
+    `learning_rate` is that of the epoch's last step, `seconds` the time of its training steps
+    without evaluation, `test_error` in percent; the columns of the test are empty in an epoch
+    without one. Adds `learning_rate` to the epoch's logs. A loss that is no finite number ends
+    the training with a `RunError`, before it reaches a checkpoint.
+
+    Args:
+        path: The CSV file.
+        images: Number of training images in an epoch.
+    """
+
+    def __init__(self, path: Path, images: int):
+        super().__init__()
+        self.path = path
+        self.images = images
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._begin, self._end = time.perf_counter(), None
+
+    def on_test_begin(self, logs=None):
+        self._end = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = (self._end or time.perf_counter()) - self._begin
+        logs = {} if logs is None else logs
+        logs["learning_rate"] = last_learning_rate(self.model.optimizer)
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "learning_rate": logs["learning_rate"],
+            "loss": logs.get("loss"),
+            "accuracy": logs.get("accuracy"),
+            "test_loss": logs.get("val_nll"),
+            "test_error": 100 * (1 - logs["val_accuracy"]) if "val_accuracy" in logs else None,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self.images / seconds, 1),
+            "order_swaps": logs.get("order_swaps", 0),
+        }
+        runs.append_rows(self.path, [row], HISTORY_COLUMNS)
+        if not np.isfinite(logs.get("loss", 0.0)):
+            raise runs.RunError(
+                "The training diverged; a lower learning rate may help. "
+                f"Received: loss={logs['loss']} in epoch {epoch + 1}"
+            )
+
+
+def last_learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Returns the learning rate of the step an optimizer made last."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        step = int(keras.ops.convert_to_numpy(optimizer.iterations))
+        rate = rate(max(step - 1, 0))
+    return float(keras.ops.convert_to_numpy(rate))
+
+
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of a model's random generators (dropout's, for one).
+
+    Keras 3.15 leaves them out of a `.keras` file.
+    """
+    saved = {id(variable) for variable in (*model.weights, *model.metrics_variables)}
+    return [variable for variable in model.variables if id(variable) not in saved]
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves the whole model, with the optimizer's state, after every epoch.
+
+    `state.json` names the checkpoint that counts, with its SHA-256 and the states of the model's
+    random generators, and is replaced last: a run killed at any moment resumes from a complete
+    checkpoint.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def on_epoch_end(self, epoch, logs=None):
+        path = self.folder / f"checkpoint-{epoch + 1:04d}.keras"
+        digest = runs.write_atomically(path, self.model.save)
+        runs.write_json(
+            self.folder / runs.STATE,
+            {
+                "epoch": epoch + 1,
+                "checkpoint": path.name,
+                "sha256": digest,
+                "random_states": [
+                    keras.ops.convert_to_numpy(variable).tolist()
+                    for variable in random_states(self.model)
+                ],
+                "date": runs.now(),
+            },
+        )
+        for other in self.folder.glob("*checkpoint-*.keras"):
+            if other != path:
+                os.unlink(other)

@@ -1,0 +1,292 @@
+"""Training recipes: every setting of a run as data."""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_CHOICES = {
+    "schedule": ("step", "cosine", "one_cycle"),
+    "initial_times": ("grid", "random"),
+    "dtype_policy": ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16"),
+}
+_POSITIVE = ("epochs", "batch_size", "learning_rate", "horizon")
+_NOT_NEGATIVE = (
+    "weight_decay",
+    "warmup_epochs",
+    "padding",
+    "cutout",
+    "mixup",
+    "time_learning_rate_multiplier",
+    "noise_temperature",
+)
+_BELOW_ONE = ("momentum", "label_smoothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All settings of a training run that change its outcome, apart from model, data and seed.
+
+    Weight decay is always the coupled (L2) one of He et al., 2016: it is added to the gradient
+    before the momentum. The values of `quadrature`, `horizon` and `initial_times` go to the
+    model's builder, those of `time_learning_rate_multiplier`, `mean_field_scaling` and
+    `noise_temperature` to the optimizer; models without learned times ignore the optimizer's.
+
+    Args:
+        name: Name under which the recipe is found.
+        description: One line saying what it is for.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate.
+        schedule: `"step"` (divided by 10 at 1/2 and at 3/4 of the epochs), `"cosine"` (to 0)
+            or `"one_cycle"` (linear rise from 1/25 of the peak, cosine to 0).
+        warmup_epochs: Length of the rise, in epochs, may be a fraction. `"step"` runs at a
+            tenth of the learning rate for so long, as He et al. do for ResNet-110; `"cosine"`
+            rises linearly from 0.
+        momentum: Momentum of SGD, in [0, 1).
+        nesterov: Whether the momentum is Nesterov's.
+        weight_decay: Coupled weight decay; skips biases, BatchNormalization and times.
+        label_smoothing: Weight of the uniform distribution in the target, in [0, 1).
+        padding: Pixels of zero padding before the random crop; 0 for no crop.
+        flip: Whether images are mirrored at random.
+        cutout: Side of the square cut out, in pixels; 0 for none.
+        mixup: Parameter alpha of mixup's Beta distribution; 0 for none.
+        time_learning_rate_multiplier: The particles' times learn at so many learning rates.
+        mean_field_scaling: Whether particle gradients are multiplied by `n / T`.
+        noise_temperature: Temperature of the Langevin noise on particles.
+        quadrature: Quadrature rule of the mean-field stages.
+        horizon: Horizon `T` of every stage, `None` for its number of particles.
+        initial_times: `"grid"` or `"random"`.
+        dtype_policy: Keras dtype policy of the training; weights are float32 under all mixed
+            ones, and the final test error is always measured in float32.
+
+    Raises:
+        ValueError: If a value is out of range or of the wrong type.
+
+    Example:
+
+    >>> from mf_zoo.training import RECIPES
+    >>> RECIPES["paper"].replace(epochs=100).epochs
+    100
+    """
+
+    name: str
+    description: str = ""
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    schedule: str = "step"
+    warmup_epochs: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    padding: int = 4
+    flip: bool = True
+    cutout: int = 0
+    mixup: float = 0.0
+    time_learning_rate_multiplier: float = 1.0
+    mean_field_scaling: bool = False
+    noise_temperature: float = 0.0
+    quadrature: str = "backward"
+    horizon: float | None = None
+    initial_times: str = "grid"
+    dtype_policy: str = "float32"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = _checked_type(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            if field.name in _CHOICES and value not in _CHOICES[field.name]:
+                raise ValueError(
+                    f"Recipe value `{field.name}` must be one of "
+                    f"{', '.join(_CHOICES[field.name])}. Received: {field.name}={value!r}"
+                )
+            if value is None:
+                continue
+            if isinstance(value, float):
+                _require(field.name, value, math.isfinite(value), "a finite number")
+            if field.name in _POSITIVE:
+                _require(field.name, value, value > 0, "greater than 0")
+            elif field.name in _NOT_NEGATIVE:
+                _require(field.name, value, value >= 0, "0 or more")
+            elif field.name in _BELOW_ONE:
+                _require(field.name, value, 0 <= value < 1, "in [0, 1)")
+        _require(
+            "warmup_epochs",
+            self.warmup_epochs,
+            self.warmup_epochs < self.epochs,
+            f"less than the {self.epochs} epochs",
+        )
+
+    def replace(self, **values) -> "Recipe":
+        """Returns the recipe with some values changed, all of them checked."""
+        unknown = set(values) - set(_TYPES)
+        if unknown:
+            raise ValueError(_unknown_key(sorted(unknown)[0]))
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all values as plain data, fit for JSON."""
+        return dataclasses.asdict(self)
+
+
+_TYPES = typing.get_type_hints(Recipe)
+
+
+def _require(name: str, value, condition: bool, what: str):
+    if not condition:
+        raise ValueError(f"Recipe value `{name}` must be {what}. Received: {name}={value!r}")
+
+
+def _unknown_key(key: str) -> str:
+    close = difflib.get_close_matches(key, _TYPES, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"A recipe's values are {', '.join(_TYPES)}{hint}. Received: {key!r}"
+
+
+def _checked_type(name: str, value):
+    """Returns `value` as the type of recipe field `name`; ints serve as floats."""
+    hint = _TYPES[name]
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(t for t in typing.get_args(hint) if t is not type(None))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise ValueError(
+            f"Recipe value `{name}` must be of type {hint.__name__}. Received: {name}={value!r}"
+        )
+    return value
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Reads one `key=value` of the command line; the value is a TOML literal or a bare word."""
+    key, separator, value = (part.strip() for part in text.partition("="))
+    if not separator or not key:
+        raise ValueError(f"A recipe value is set by key=value. Received: {text!r}")
+    if key not in _TYPES:
+        raise ValueError(_unknown_key(key))
+    if _TYPES[key] is str:
+        return key, value.strip("\"'")
+    if value.lower() in ("none", "null") and type(None) in typing.get_args(_TYPES[key]):
+        return key, None
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        # Floats such as `1e-4.`, `.5` or `1.` are no TOML but plain enough.
+        try:
+            return key, float(value)
+        except ValueError:
+            return key, value
+
+
+RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe(
+                name="paper",
+                description="He et al. 2016: SGD with momentum, steps at 1/2 and 3/4.",
+            ),
+            Recipe(
+                name="cosine",
+                description="The usual public recipe: Nesterov, cosine to 0, stronger decay.",
+                schedule="cosine",
+                nesterov=True,
+                weight_decay=5e-4,
+            ),
+            Recipe(
+                name="quick",
+                description="The best that about 40 epochs give: one cycle, label smoothing.",
+                epochs=40,
+                schedule="one_cycle",
+                learning_rate=0.2,
+                warmup_epochs=8.0,
+                nesterov=True,
+                weight_decay=5e-4,
+                label_smoothing=0.05,
+            ),
+        )
+    }
+)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe from a TOML file of its values.
+
+    The key `base` may name a recipe of `RECIPES` whose values hold where the file is silent;
+    `name` defaults to the file's stem.
+
+    Args:
+        path: The TOML file.
+
+    Returns:
+        The `Recipe`.
+
+    Raises:
+        ValueError: If the file is no TOML, or holds an unknown key or a bad value.
+        OSError: If it cannot be read.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"A recipe file must be TOML: {error}. Received: {path}") from error
+    base = values.pop("base", None)
+    values.setdefault("name", path.stem)
+    unknown = set(values) - set(_TYPES)
+    if unknown:
+        raise ValueError(_unknown_key(sorted(unknown)[0]))
+    return Recipe(**values) if base is None else get_recipe(base).replace(**values)
+
+
+def get_recipe(name: "str | Path | Recipe", **values) -> Recipe:
+    """Finds a recipe by name or TOML file and changes some of its values.
+
+    A change of `epochs` alone keeps the shape of the schedule: `warmup_epochs` is scaled along.
+
+    Args:
+        name: A name of `RECIPES`, the path of a `.toml` file, or a `Recipe`.
+        **values: Values to change.
+
+    Returns:
+        The `Recipe`.
+
+    Raises:
+        ValueError: If there is no such recipe or value; the message lists the right ones.
+
+    Example:
+
+    >>> from mf_zoo.training import get_recipe
+    >>> get_recipe("quick", epochs=20).warmup_epochs
+    4.0
+    """
+    if isinstance(name, Recipe):
+        recipe = name
+    elif str(name) in RECIPES:
+        recipe = RECIPES[str(name)]
+    elif str(name).endswith(".toml"):
+        try:
+            recipe = load_recipe(name)
+        except OSError as error:
+            raise ValueError(
+                f"A recipe file must be readable: {error.strerror}. Received: {name}"
+            ) from error
+    else:
+        raise ValueError(
+            f"`recipe` must be one of {', '.join(RECIPES)} or the path of a .toml file. "
+            f"Received: {name!r}"
+        )
+    epochs = values.get("epochs")
+    if isinstance(epochs, int) and epochs > 0 and "warmup_epochs" not in values:
+        values["warmup_epochs"] = recipe.warmup_epochs * epochs / recipe.epochs
+    return recipe.replace(**values)

@@ -1,0 +1,403 @@
+"""A training run: `model.fit` between a config that says everything and a measured result."""
+
+import contextlib
+import inspect
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mf_zoo import applications, data
+from mf_zoo.training import runs
+from mf_zoo.training.callbacks import Checkpoint, DepthOrder, History, random_states
+from mf_zoo.training.evaluation import evaluate
+from mf_zoo.training.losses import SmoothedCrossentropy
+from mf_zoo.training.recipes import Recipe, get_recipe
+from mf_zoo.training.runs import RunError
+from mf_zoo.training.schedules import learning_rate_schedule
+
+_STAGE_VALUES = ("quadrature", "horizon", "initial_times")
+_EVALUATION_BATCH = 500
+
+
+def train(
+    model: str,
+    dataset: str = "cifar10",
+    *,
+    output: str | Path,
+    data_dir: str | Path | None = None,
+    recipe: str | Path | Recipe = "paper",
+    seed: int = 0,
+    resume: bool = False,
+    eval_every: int = 1,
+    holdout: int = 0,
+    limit: int | None = None,
+    threads: int | None = None,
+    tensorboard: bool = False,
+    verbose: str | int = "auto",
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Trains a model of `mf_zoo.applications` and writes a run folder.
+
+    The folder holds `config.json` (every setting, versions, device), `history.csv` and
+    `times.csv` (a row per epoch, and per epoch and particle), the last epoch's checkpoint with
+    `state.json`, and at the end `final.weights.h5` and `result.json`. What counts is the last
+    epoch; the test error of the other ones is a record and chooses nothing.
+
+    On one machine's CPU a run killed at any moment and resumed ends with the same weights, to
+    the bit, as one that was let alone.
+
+    Args:
+        model: Name of a model, see `mf_zoo.applications.names()`.
+        dataset: `"cifar10"` or `"cifar100"`.
+        output: The run folder; must not hold a run unless `resume`.
+        data_dir: Where `mf_zoo.data.load` finds the dataset.
+        recipe: A name of `RECIPES`, a `.toml` file, or a `Recipe`.
+        seed: Of the initial weights and of the order and augmentation of the images.
+        resume: Go on with the run in `output`, which must have been started with the same
+            settings; starts it if there is none.
+        eval_every: Evaluate after so many epochs, and always after the last.
+        holdout: Train without the last `holdout` training images and evaluate on them instead
+            of on the test images; for making choices.
+        limit: Use only the first `limit` images of each split; for trying things out.
+        threads: Limit for the threads of the backend (TensorFlow, PyTorch).
+        tensorboard: Write TensorBoard logs to the folder's `tensorboard/`.
+        verbose: As in `keras.Model.fit`; `"auto"` is a progress bar on a terminal, else a line
+            per epoch.
+        command: The command line to record.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        RunError: If the input is bad, the folder cannot be used, or the loss is no number.
+
+    Example:
+
+    >>> from mf_zoo.training import train
+    >>> result = train("MFResNet20", recipe="quick", output="runs/a")  # doctest: +SKIP
+    >>> result["test_error"]  # doctest: +SKIP
+    """
+    with _usage_errors():
+        recipe = get_recipe(recipe)
+        builder = applications.get(model)
+        model = _name_of(builder, model)
+    _check_counts(eval_every=eval_every, holdout=holdout, limit=limit, threads=threads)
+    folder = Path(output)
+    options = {
+        "model": model,
+        "dataset": dataset,
+        "seed": seed,
+        "recipe": recipe.to_dict(),
+        "eval_every": eval_every,
+        "holdout": holdout,
+        "limit": limit,
+    }
+    state = _open_folder(folder, options, resume)
+
+    epoch = state["epoch"]
+    if threads and not runs.limit_threads(threads):
+        print(
+            f"note: --threads has no effect on {keras.config.backend()} here; "
+            "limit the process with taskset",
+            file=sys.stderr,
+        )
+    keras.utils.set_random_seed(seed)
+    (images, labels), (test_images, test_labels), split = _load_data(
+        dataset, data_dir, holdout, limit
+    )
+    with _usage_errors():
+        classes = len(data.class_names(dataset))
+        batches = _batches(images, labels, recipe, seed, classes)
+        schedule = learning_rate_schedule(recipe, len(batches))
+    config = {
+        **options,
+        "train_images": len(images),
+        "evaluated_on": split,
+        "evaluation_images": len(test_images),
+        "steps_per_epoch": len(batches),
+        "backend": keras.config.backend(),
+        "versions": runs.versions(),
+        "device": runs.device(threads),
+        "threads": threads,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "command": command or shlex.join(sys.argv),
+        "date": runs.now(),
+    }
+    if epoch == 0:
+        with runs.writing(folder):
+            for name in (runs.HISTORY, runs.TIMES):
+                (folder / name).unlink(missing_ok=True)
+        runs.write_json(folder / runs.CONFIG, config)
+        with _usage_errors(), _dtype_policy(recipe.dtype_policy):
+            network = _build(builder, recipe, classes)
+            _compile(network, recipe, schedule, seed)
+    else:
+        for name in (runs.HISTORY, runs.TIMES):
+            runs.drop_rows_after(folder / name, epoch)
+        network = _load_checkpoint(folder, state)
+        print(f"resuming {folder} after epoch {epoch} of {recipe.epochs}", file=sys.stderr)
+
+    if epoch < recipe.epochs:
+        soft = recipe.mixup > 0
+        test_targets = np.eye(classes, dtype="float32")[test_labels] if soft else test_labels
+        callbacks = [
+            _SetEpoch(batches, seed),
+            DepthOrder(folder / runs.TIMES),
+            History(folder / runs.HISTORY, len(images)),
+            Checkpoint(folder),
+        ]
+        if tensorboard:
+            callbacks.append(_tensorboard(folder))
+        if verbose == "auto":
+            verbose = 1 if sys.stdout.isatty() else 2
+        evaluated = {*range(eval_every, recipe.epochs, eval_every), recipe.epochs}
+        network.fit(
+            batches,
+            epochs=recipe.epochs,
+            initial_epoch=epoch,
+            shuffle=False,  # `batches` shuffles; Keras would add an order no seed can repeat.
+            validation_data=(test_images, test_targets),
+            validation_batch_size=_EVALUATION_BATCH,
+            validation_freq=sorted(evaluated),
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+
+    with _dtype_policy("float32"):
+        final = _build(builder, recipe, classes)
+    final.set_weights(network.get_weights())
+    scores = evaluate(final, test_images, test_labels, _EVALUATION_BATCH, from_logits=True)
+    weights = folder / runs.WEIGHTS
+    digest = runs.write_atomically(weights, final.save_weights)
+    history = runs.read_rows(folder / runs.HISTORY)
+    seconds = sum(float(row["seconds"]) for row in history)
+    result = {
+        "model": model,
+        "dataset": dataset,
+        "evaluated_on": split,
+        "test_error": round(scores.error, 6),
+        "test_loss": scores.nll,
+        "test_ece": scores.ece,
+        "train_loss": float(history[-1]["loss"]),
+        "train_error": 100 * (1 - float(history[-1]["accuracy"])),
+        "epochs": recipe.epochs,
+        "recipe": recipe.name,
+        "seed": seed,
+        "parameters": final.count_params(),
+        "order_swaps": sum(int(row["order_swaps"]) for row in history),
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(len(images) * len(history) / seconds, 1),
+        "backend": config["backend"],
+        "device": config["device"],
+        "command": (runs.read_json(folder / runs.CONFIG) or config)["command"],
+        "date": runs.now(),
+        "file": runs.WEIGHTS,
+        "size": weights.stat().st_size,
+        "sha256": digest,
+    }
+    runs.write_json(folder / runs.RESULT, result)
+    return result
+
+
+class _SetEpoch(keras.callbacks.Callback):
+    """Makes everything random in an epoch a function of the seed and the epoch.
+
+    The batches are by themselves. Keras's dropout on PyTorch draws from the global generator,
+    which no checkpoint keeps.
+    """
+
+    def __init__(self, batches, seed: int):
+        super().__init__()
+        self.batches = batches
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch
+        keras.utils.set_random_seed(
+            int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        )
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turns the complaints of other rooms about their arguments into a `RunError`."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise RunError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _dtype_policy(policy: str) -> Iterator[None]:
+    """Sets the global dtype policy for a while."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _name_of(builder, name: str) -> str:
+    return getattr(builder, "__name__", name)
+
+
+def _check_counts(**counts: int | None):
+    for name, value in counts.items():
+        least = 0 if name == "holdout" else 1
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise RunError(f"`{name}` must be a whole number from {least}. Received: {value!r}")
+
+
+def _open_folder(folder: Path, options: dict, resume: bool) -> dict[str, Any]:
+    """Makes the run folder, or reads from `state.json` where to go on."""
+    with runs.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    config = runs.read_json(folder / runs.CONFIG)
+    if (folder / runs.RESULT).exists():
+        raise RunError(f"The run in {folder} is finished: see {folder / runs.RESULT}")
+    if config is None:
+        if any(folder.iterdir()) and not any(folder.glob(f"partial-{runs.CONFIG}")):
+            raise RunError(f"The output folder must be new or empty. Received: {folder}")
+        return {"epoch": 0}
+    if not resume:
+        raise RunError(
+            f"{folder} holds a run already: go on with it by --resume, or name another folder"
+        )
+    differing = [
+        f"{key} is {config.get(key)!r} there and {value!r} here"
+        for key, value in {**options, "backend": keras.config.backend()}.items()
+        if key != "recipe" and config.get(key) != value
+    ]
+    differing += [
+        f"{key} is {config['recipe'].get(key)!r} there and {value!r} here"
+        for key, value in options["recipe"].items()
+        if config["recipe"].get(key) != value
+    ]
+    if differing:
+        raise RunError(
+            f"A run is resumed with the settings it was started with. {folder}: "
+            + "; ".join(differing)
+        )
+    state = runs.read_json(folder / runs.STATE)
+    if state is None:
+        return {"epoch": 0}
+    path = folder / state["checkpoint"]
+    if not path.exists() or runs.sha256(path) != state["sha256"]:
+        raise RunError(
+            f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
+            f"{folder / runs.STATE}"
+        )
+    return state
+
+
+def _load_data(dataset: str, data_dir, holdout: int, limit: int | None):
+    """Loads training and evaluation images, and names what is evaluated on."""
+    with _usage_errors():
+        images, labels = data.load(dataset, "train", data_dir=data_dir)
+        images, labels = images[:limit], labels[:limit]
+        if not holdout:
+            test_images, test_labels = data.load(dataset, "test", data_dir=data_dir)
+            return (images, labels), (test_images[:limit], test_labels[:limit]), "test"
+    if holdout >= len(images):
+        raise RunError(
+            f"`holdout` must be less than the {len(images)} training images. Received: {holdout}"
+        )
+    return (
+        (images[:-holdout], labels[:-holdout]),
+        (images[-holdout:], labels[-holdout:]),
+        f"last {holdout} training images",
+    )
+
+
+def _batches(images, labels, recipe: Recipe, seed: int, classes: int):
+    augment = data.Augmentation(
+        padding=recipe.padding, flip=recipe.flip, cutout=recipe.cutout, mixup=recipe.mixup
+    )
+    # A `Batches` on TensorFlow too: its epoch can be set, whatever Keras looks at beforehand.
+    return data.batches(
+        images,
+        labels,
+        recipe.batch_size,
+        shuffle=True,
+        augment=augment,
+        seed=seed,
+        num_classes=classes,
+        backend="pydataset",
+    )
+
+
+def _build(builder, recipe: Recipe, classes: int) -> keras.Model:
+    """Builds the model, ending in logits; stage settings go to builders that know them."""
+    known = inspect.signature(builder).parameters
+    values = {key: getattr(recipe, key) for key in _STAGE_VALUES}
+    plain = Recipe(name="default")
+    for key in [key for key in values if key not in known]:
+        if values.pop(key) != getattr(plain, key):
+            raise RunError(
+                f"{_name_of(builder, 'This model')} has no learned times and takes no `{key}`. "
+                f"Received: {key}={getattr(recipe, key)!r}"
+            )
+    return builder(weights=None, classes=classes, classifier_activation=None, **values)
+
+
+def _compile(network: keras.Model, recipe: Recipe, schedule, seed: int):
+    from mf_zoo.optimizers import MeanFieldSGD
+
+    optimizer = MeanFieldSGD(
+        learning_rate=schedule,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay or None,
+        coupled_weight_decay=True,
+        time_learning_rate_multiplier=recipe.time_learning_rate_multiplier,
+        mean_field_scaling=recipe.mean_field_scaling,
+        noise_temperature=recipe.noise_temperature,
+        seed=seed,
+    )
+    metrics = keras.metrics
+    if recipe.mixup:
+        nll = metrics.CategoricalCrossentropy(from_logits=True, name="nll")
+    else:
+        nll = metrics.SparseCategoricalCrossentropy(from_logits=True, name="nll")
+    # Measured on the TensorFlow CPU, ResNet-20: 369 images/s without XLA, 189 with it.
+    slow_jit = keras.config.backend() == "tensorflow" and not runs.has_accelerator()
+    network.compile(
+        optimizer=optimizer,
+        loss=SmoothedCrossentropy(recipe.label_smoothing),
+        metrics=["accuracy", nll],
+        jit_compile=False if slow_jit else "auto",
+    )
+
+
+def _load_checkpoint(folder: Path, state: dict[str, Any]) -> keras.Model:
+    # Imported for the classes that they register with Keras.
+    import mf_zoo.layers
+    import mf_zoo.optimizers  # noqa: F401
+
+    path = folder / state["checkpoint"]
+    try:
+        network = keras.saving.load_model(path)
+        for variable, value in zip(
+            random_states(network), state.get("random_states", []), strict=True
+        ):
+            variable.assign(np.asarray(value, dtype=variable.dtype))
+    except (KeyError, ValueError, OSError, TypeError) as error:
+        raise RunError(f"The checkpoint {path} cannot be loaded: {error}") from error
+    return network
+
+
+def _tensorboard(folder: Path) -> keras.callbacks.Callback:
+    try:
+        import tensorboard  # noqa: F401
+        import tensorflow  # noqa: F401  # Keras's callback writes through it on every backend.
+    except ImportError as error:
+        raise RunError(
+            f"TensorBoard logs need the packages tensorflow and tensorboard. Received: {error}"
+        ) from error
+    return keras.callbacks.TensorBoard(str(folder / runs.TENSORBOARD), write_graph=False)

@@ -1,0 +1,203 @@
+"""The `mf-zoo` command: what it prints, how it ends."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tiny_zoo
+
+from mf_zoo import applications, cli, data
+from mf_zoo.training import RECIPES, evaluate
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch):
+    monkeypatch.setattr(applications, "get", tiny_zoo.get)
+
+
+# The real one, but for JAX, which compiles it for most of a minute.
+MODEL = "Tiny" if keras.config.backend() == "jax" else "MFResNet20"
+
+
+@pytest.fixture(scope="module")
+def trained(cifar10_dir, tmp_path_factory):
+    """A run of one epoch of two batches of real images."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    arguments = ["train", MODEL, "--recipe", "quick", "--epochs", "1", "--limit", "16"]
+    arguments += ["--batch-size", "8", "--set", "learning_rate=0.01", "--quadrature", "midpoint"]
+    arguments += ["--data-dir", str(cifar10_dir), "--output", str(folder), "--verbose", "0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(applications, "get", tiny_zoo.get)
+        assert cli.main(arguments) == 0
+    return folder
+
+
+def _fails(capsys, *arguments):
+    """Asserts exit code 2 and one line on standard error; returns it."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mf-zoo: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def _process(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def test_help_lists_the_commands_without_loading_keras():
+    code = "import sys; from mf_zoo import cli\ntry: cli.main(['--help'])\n"
+    code += "except SystemExit as error: assert error.code == 0\n"
+    code += "print({'keras', 'tensorflow', 'jax', 'torch'} & sys.modules.keys())"
+    process = _process("-c", code)
+    assert process.returncode == 0, process.stderr
+    for name in ("train", "evaluate", "recipes", "publish", "demo"):
+        assert f"\n    {name} " in process.stdout
+    assert process.stdout.endswith("set()\n")
+
+
+def test_recipes_are_listed(capsys):
+    assert cli.main(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed == [recipe.to_dict() for recipe in RECIPES.values()]
+    assert cli.main(["recipes"]) == 0
+    lines = {
+        line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.split("\n")[4:-1]
+    }
+    assert lines["weight_decay"] == ["0.0001", "0.0005", "0.0005"]
+    assert lines["schedule"] == ["step", "cosine", "one_cycle"]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "mf_zoo.cli", "recipes"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train", "Tiny"], ["train", "--seed", "x", "--output", "o"]]
+)
+def test_bad_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: mf-zoo" in capsys.readouterr().err
+
+
+def test_bad_input_exits_with_2_and_one_line(capsys, tmp_path, cifar10_dir):
+    folder = tmp_path / "run"
+    train = ("train", "--output", folder, "--data-dir", cifar10_dir)
+    assert "A model must be named" in _fails(capsys, *train)
+    assert "holds no run to resume" in _fails(capsys, *train, "--resume")
+    error = _fails(capsys, *train, "ResNet21")
+    assert "MFResNet20" in error and error.endswith("Received: 'ResNet21'\n")
+    error = _fails(capsys, *train, "Tiny", "--recipe", "slow")
+    assert "paper, cosine, quick" in error
+    assert "did you mean 'momentum'" in _fails(capsys, *train, "Tiny", "--set", "momentun=0")
+    assert "key=value" in _fails(capsys, *train, "Tiny", "--set", "momentum")
+    assert "type int" in _fails(capsys, *train, "Tiny", "--epochs", "many")
+    assert "Received: 0" in _fails(capsys, *train, "Tiny", "--eval-every", "0")
+    assert not folder.exists()
+    (tmp_path / "cifar10.npz").write_bytes(b"PK no archive")
+    error = _fails(capsys, "train", "Tiny", "--output", folder, "--data-dir", tmp_path)
+    assert "cifar10.npz must be an uncorrupted .npz file" in error
+    assert not (folder / "config.json").exists()
+
+
+def test_bad_input_to_evaluate(capsys, tmp_path, cifar10_dir, trained):
+    weights = trained / "final.weights.h5"
+    base = ("evaluate", "--data-dir", cifar10_dir)
+    run = (*base, "ResNet32", "--weights")
+    assert "final.weights.h5" in _fails(capsys, *run, weights)  # the weights of another model
+    assert "must be a finished run" in _fails(capsys, *run, tmp_path)
+    absent = tmp_path / "absent.weights.h5"
+    assert "absent.weights.h5" in _fails(capsys, *base, "MFResNet20", "--weights", absent)
+    assert "Received: 'mnist'" in _fails(
+        capsys, *base, "MFResNet20", "--weights", "mnist", "--limit", "1"
+    )
+    assert "takes no `--horizon`" in _fails(
+        capsys, *base, "ResNet20", "--weights", weights, "--horizon", "1"
+    )
+    assert "--batch-size" in _fails(capsys, *run, weights, "--batch-size", "0")
+    assert "`split` must" in _fails(capsys, *base, "ResNet20", "--weights", weights, "--split", "x")
+
+
+def test_publishing_what_is_no_run(capsys, tmp_path):
+    assert "finished run" in _fails(capsys, "publish", tmp_path)
+
+
+def test_evaluate_agrees_with_the_run(trained, cifar10_dir, capsys, tmp_path):
+    result = json.loads((trained / "result.json").read_text())
+    assert result["command"].startswith(f"mf-zoo train {MODEL} --recipe quick --epochs 1")
+    predictions = tmp_path / "predictions.csv"
+    arguments = ["evaluate", MODEL, "--weights", str(trained), "--data-dir"]
+    arguments += [str(cifar10_dir), "--limit", "16", "--predictions", str(predictions)]
+    # The folder's config says that the quadrature rule is the midpoint rule.
+    assert cli.main([*arguments, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["images"] == 16 and scores["dataset"] == "cifar10"
+    assert scores["error"] == pytest.approx(result["test_error"])
+    assert scores["nll"] == pytest.approx(result["test_loss"], rel=1e-5)
+
+    images, labels = data.load("cifar10", "test[:16]", data_dir=cifar10_dir)
+    model = tiny_zoo.get(MODEL)(weights=trained / "final.weights.h5", quadrature="midpoint")
+    again = evaluate(model, images, labels)
+    assert scores["ece"] == pytest.approx(again.ece, rel=1e-4)
+    rows = list(csv.DictReader(predictions.open()))
+    assert [int(row["label"]) for row in rows] == labels.tolist()
+    wrong = sum(row["label"] != row["prediction"] for row in rows)
+    assert 100 * wrong / 16 == pytest.approx(scores["error"])
+    probabilities = np.array(
+        [[float(row[f"p_{name}"]) for name in data.class_names("cifar10")] for row in rows]
+    )
+    np.testing.assert_allclose(probabilities, np.exp(again.log_probabilities), atol=1e-5)
+
+    assert cli.main([*arguments, "--label-smoothing", "0.1"]) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.split("\n")[1:-1])
+    assert printed["images"] == "16"
+    assert printed["top-1"] == f"{again.top1:.2f} % (error {again.error:.2f} %)"
+    assert float(printed["NLL"]) == pytest.approx(again.nll, abs=1e-3)
+    smoothed = 0.9 * again.nll - 0.1 * again.log_probabilities.mean()
+    assert float(printed["loss"]) == pytest.approx(smoothed, abs=1e-3)
+
+
+def test_predictions_that_cannot_be_written(trained, cifar10_dir, capsys, tmp_path):
+    arguments = ["evaluate", "Tiny", "--data-dir", cifar10_dir, "--limit", "2", "--weights"]
+    weights = tmp_path / "tiny.weights.h5"
+    tiny_zoo.tiny().save_weights(weights)
+    error = _fails(capsys, *arguments, weights, "--predictions", tmp_path / "no" / "p.csv")
+    assert "No such file or directory" in error
+
+
+def test_interrupted_from_the_keyboard(monkeypatch, capsys, cifar10_dir, tmp_path):
+    batch = data.Batches.batch
+
+    def interrupt(self, epoch, index):
+        if (epoch, index) == (1, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(self, epoch, index)
+
+    monkeypatch.setattr(data.Batches, "batch", interrupt)
+    folder = tmp_path / "a run"
+    arguments = ["train", "Tiny", "--epochs", "2", "--batch-size", "8", "--limit", "24"]
+    arguments += ["--data-dir", str(cifar10_dir), "--output", str(folder), "--verbose", "0"]
+    code = cli.main(arguments)
+    assert code == 130
+    assert f"mf-zoo train --resume --output '{folder}'" in capsys.readouterr().err

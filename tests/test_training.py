@@ -1,0 +1,603 @@
+"""Recipes, schedules, losses, evaluation and runs."""
+
+import csv
+import hashlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tiny_zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mf_zoo import applications, data
+from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, get_recipe, train
+from mf_zoo.training.callbacks import order_swaps
+from mf_zoo.training.evaluation import calibration_error
+from mf_zoo.training.losses import SmoothedCrossentropy
+from mf_zoo.training.recipes import load_recipe, parse_override
+from mf_zoo.training.schedules import learning_rate_schedule
+
+HERE = pathlib.Path(__file__).parent
+
+
+# --- Recipes ---------------------------------------------------------------------------------
+
+
+def test_the_named_recipes_hold_the_published_settings():
+    paper, cosine, quick = (RECIPES[name] for name in ("paper", "cosine", "quick"))
+    # He et al., 2016, section 4.2: 64k iterations of 128 images in batches are 164 epochs.
+    assert (paper.learning_rate, paper.momentum, paper.nesterov) == (0.1, 0.9, False)
+    assert (paper.batch_size, paper.weight_decay, paper.schedule) == (128, 1e-4, "step")
+    assert (cosine.epochs, cosine.weight_decay, cosine.nesterov) == (200, 5e-4, True)
+    assert cosine.schedule == "cosine"
+    assert quick.epochs == 40 and quick.schedule == "one_cycle" and quick.label_smoothing > 0
+    assert all((r.padding, r.flip, r.cutout, r.mixup) == (4, True, 0, 0) for r in RECIPES.values())
+
+
+def test_changing_the_epochs_keeps_the_shape_of_the_schedule():
+    assert get_recipe("quick", epochs=20).warmup_epochs == RECIPES["quick"].warmup_epochs / 2
+    assert get_recipe("quick", epochs=20, warmup_epochs=3.0).warmup_epochs == 3
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("epochs=3", ("epochs", 3)),
+        ("learning_rate = 1e-3", ("learning_rate", 1e-3)),
+        ("learning_rate=.5", ("learning_rate", 0.5)),
+        ("nesterov=True", ("nesterov", True)),
+        ("horizon=none", ("horizon", None)),
+        ("horizon=2", ("horizon", 2)),
+        ("quadrature=midpoint", ("quadrature", "midpoint")),
+        ('schedule="cosine"', ("schedule", "cosine")),
+    ],
+)
+def test_overrides_are_read_by_the_type_of_their_value(text, expected):
+    key, value = parse_override(text)
+    assert (key, value) == expected
+    assert getattr(RECIPES["paper"].replace(**{key: value}), key) == value
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epochs": 0}, "epochs.*greater than 0.*Received: epochs=0"),
+        ({"epochs": 2.5}, "epochs.*type int.*Received"),
+        ({"epochs": True}, "epochs.*type int.*Received"),
+        ({"learning_rate": "fast"}, "learning_rate.*type float.*Received.*'fast'"),
+        ({"learning_rate": float("nan")}, "learning_rate.*Received"),
+        ({"learning_rate": float("inf")}, "learning_rate.*Received"),
+        ({"momentum": 1.0}, r"momentum.*in \[0, 1\).*Received"),
+        ({"weight_decay": -1e-4}, "weight_decay.*0 or more"),
+        ({"schedule": "stepwise"}, "schedule.*step, cosine, one_cycle.*Received"),
+        ({"epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs.*less than the 2 epochs"),
+        ({"wieght_decay": 0.1}, "did you mean 'weight_decay'.*Received: 'wieght_decay'"),
+    ],
+)
+def test_bad_values_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        RECIPES["paper"].replace(**values)
+
+
+def test_a_recipe_is_read_from_a_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "cosine"\nepochs = 7\nhorizon = 1\n')
+    recipe = get_recipe(file, learning_rate=0.05)
+    assert recipe == RECIPES["cosine"].replace(
+        name="mine", epochs=7, horizon=1.0, learning_rate=0.05
+    )
+    file.write_text("epochs: 7")
+    with pytest.raises(ValueError, match=r"must be TOML.*Received: .*mine\.toml"):
+        load_recipe(file)
+    file.write_text("epoch = 7")
+    with pytest.raises(ValueError, match=r"did you mean 'epochs'.*Received: 'epoch'"):
+        load_recipe(file)
+    with pytest.raises(ValueError, match=r"must be readable.*Received: absent"):
+        get_recipe("absent.toml")
+    with pytest.raises(ValueError, match=r"paper, cosine, quick.*Received: 'slow'"):
+        get_recipe("slow")
+
+
+def test_a_recipe_survives_json():
+    for recipe in RECIPES.values():
+        assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+# --- Schedules -------------------------------------------------------------------------------
+
+
+def _rates(recipe, steps_per_epoch, steps):
+    schedule = learning_rate_schedule(recipe, steps_per_epoch)
+    return [float(keras.ops.convert_to_numpy(schedule(step))) for step in steps]
+
+
+def test_step_schedule():
+    # 200 epochs of 391 steps: 78200; half is 39100, three quarters 58650.
+    rates = _rates(RECIPES["paper"], 391, [0, 39099, 39100, 58649, 58650, 78199])
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+    warm = RECIPES["paper"].replace(epochs=8, warmup_epochs=1.5)
+    rates = _rates(warm, 10, [0, 14, 15, 39, 40, 60])
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.1, 0.1, 0.01, 0.001], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"before the first step down.*Received: .*4\.0"):
+        learning_rate_schedule(warm.replace(warmup_epochs=4.0), 10)
+
+
+def test_cosine_schedule():
+    steps = [0, 1, 500, 1000, 1999]
+    expected = [0.05 * (1 + math.cos(math.pi * step / 2000)) for step in steps]
+    np.testing.assert_allclose(_rates(RECIPES["cosine"], 10, steps), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_one_cycle_schedule():
+    recipe = RECIPES["quick"].replace(epochs=10, warmup_epochs=2.5, learning_rate=0.4)
+    # From 0.4/25 = 0.016 to 0.4 in 25 steps, then a cosine over the 75 that are left.
+    steps = [0, 5, 25, 50, 99]
+    expected = [0.016, 0.016 + 0.384 / 5, 0.4]
+    expected += [0.2 * (1 + math.cos(math.pi * k / 75)) for k in (25, 74)]
+    np.testing.assert_allclose(_rates(recipe, 10, steps), expected, rtol=1e-4)
+
+
+# --- Swaps -----------------------------------------------------------------------------------
+
+
+def _swaps_by_bubble_sort(before, after):
+    places = [list(after).index(particle) for particle in before]
+    count = 0
+    for end in range(len(places), 1, -1):
+        for i in range(end - 1):
+            if places[i] > places[i + 1]:
+                places[i], places[i + 1] = places[i + 1], places[i]
+                count += 1
+    return count
+
+
+def test_order_swaps_by_hand():
+    assert order_swaps([0, 1, 2, 3], [0, 1, 2, 3]) == 0
+    assert order_swaps([0, 1, 2, 3], [1, 0, 2, 3]) == 1
+    assert order_swaps([0, 1, 2, 3], [3, 0, 1, 2]) == 3  # one particle overtakes three
+    assert order_swaps([2, 0, 1, 3], [3, 1, 0, 2]) == 6  # reversed
+    assert order_swaps([0], [0]) == 0
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(*[st.permutations(range(n))] * 2)))
+@settings(max_examples=100, deadline=None)
+def test_order_swaps_are_swaps_of_neighbours(orders):
+    assert order_swaps(*orders) == _swaps_by_bubble_sort(*orders) == order_swaps(*orders[::-1])
+
+
+# --- Loss and evaluation ---------------------------------------------------------------------
+
+
+def _log_softmax(row):
+    shift = max(row)
+    total = sum(math.exp(value - shift) for value in row)
+    return [value - shift - math.log(total) for value in row]
+
+
+def test_smoothed_crossentropy():
+    logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]], "float32")
+    labels = np.array([2, 1])
+    expected = 0.0
+    for row, label in zip(logits.tolist(), labels, strict=True):
+        logs = _log_softmax(row)
+        expected -= (0.9 * logs[label] + 0.1 * sum(logs) / 3) / 2
+    loss = SmoothedCrossentropy(0.1)
+    for targets in (labels, labels[:, None], np.eye(3, dtype="float32")[labels]):
+        value = float(keras.ops.convert_to_numpy(loss(targets, logits)))
+        assert value == pytest.approx(expected, rel=1e-6)
+    again = SmoothedCrossentropy.from_config(loss.get_config())
+    assert again.label_smoothing == 0.1
+    with pytest.raises(ValueError, match=r"in \[0, 1\).*Received: label_smoothing=1"):
+        SmoothedCrossentropy(1)
+
+
+def _identity(classes, softmax=False):
+    activation = keras.layers.Activation("softmax" if softmax else "linear")
+    return keras.Sequential([keras.layers.Input((classes,)), activation])
+
+
+def test_evaluation_by_hand():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=3, size=(203, 7)).astype("float32")
+    labels = rng.integers(0, 7, 203)
+    top1 = top5 = nll = smoothed = 0
+    bins = [[] for _ in range(15)]
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        logs = _log_softmax(row)
+        better = sum(other > logs[label] for other in logs)
+        top1 += better == 0
+        top5 += better < 5
+        nll -= logs[label]
+        smoothed -= 0.8 * logs[label] + 0.2 * sum(logs) / 7
+        confidence = math.exp(max(logs))
+        index = next(k for k in range(15) if k / 15 < confidence <= (k + 1) / 15)
+        bins[index].append((confidence, better == 0))
+    ece = sum(
+        abs(sum(right for _, right in content) - sum(confidence for confidence, _ in content))
+        for content in bins
+    )
+    for softmax in (False, True):
+        scores = evaluate(
+            _identity(7, softmax),
+            logits,
+            labels,
+            batch_size=50,
+            from_logits=not softmax,
+            label_smoothing=0.2,
+        )
+        assert scores.images == 203
+        assert scores.top1 == pytest.approx(100 * top1 / 203)
+        assert scores.error == pytest.approx(100 - 100 * top1 / 203)
+        assert scores.top5 == pytest.approx(100 * top5 / 203)
+        assert scores.nll == pytest.approx(nll / 203, rel=1e-5)
+        assert scores.loss == pytest.approx(smoothed / 203, rel=1e-5)
+        assert scores.ece == pytest.approx(100 * ece / 203, rel=1e-4)
+    assert 0 < top1 < top5 < 203
+
+
+def test_evaluation_of_extreme_logits_is_finite_and_exact():
+    logits = np.array([[1e4, 0.0], [0.0, 1e4]], "float32")
+    scores = evaluate(_identity(2), logits, np.array([0, 0]), from_logits=True)
+    assert scores.nll == pytest.approx(5e3)
+    assert (scores.top1, scores.top5) == (50, 100)
+    scores = evaluate(_identity(2, softmax=True), logits, np.array([0, 0]))
+    assert np.isfinite(scores.nll)
+
+
+def test_calibration_bins_are_closed_on_the_right():
+    # 3/15 falls into the third bin together with 0.15, and not with 0.21.
+    confidence, correct = np.array([0.15, 0.2, 0.21]), np.array([True, False, False])
+    expected = abs(0.15 - 1 + 0.2) + 0.21
+    assert calibration_error(confidence, correct) == pytest.approx(100 * expected / 3)
+    assert calibration_error(np.array([1.0]), np.array([True])) == 0
+
+
+def test_predictions_are_written(tmp_path):
+    logits = np.log(np.array([[0.2, 0.8], [0.75, 0.25]], "float32"))
+    labels = np.array([0, 0])
+    scores = evaluate(_identity(2), logits, labels, from_logits=True)
+    scores.write_predictions(tmp_path / "p.csv", labels, ["cat", "dog"])
+    rows = list(csv.reader((tmp_path / "p.csv").open()))
+    assert rows[0] == ["index", "label", "prediction", "confidence", "p_cat", "p_dog"]
+    values = np.array(rows[1:], "float64")
+    np.testing.assert_allclose(values, [[0, 0, 1, 0.8, 0.2, 0.8], [1, 0, 0, 0.75, 0.75, 0.25]])
+
+
+def test_evaluation_refuses_what_does_not_fit():
+    images = np.zeros((2, 3), "float32")
+    with pytest.raises(ValueError, match=r"one label for each.*Received: 2 images"):
+        evaluate(_identity(3), images, np.array([0]))
+    with pytest.raises(ValueError, match=r"at least one image.*Received: 0 images"):
+        evaluate(_identity(3), images[:0], np.array([], "int64"))
+    with pytest.raises(ValueError, match=r"classes of the model.*Received.*labels from 0 to 3"):
+        evaluate(_identity(3), images, np.array([0, 3]))
+
+
+# --- Runs ------------------------------------------------------------------------------------
+
+# Random times and a fast clock, so that particles change places within four short epochs.
+RECIPE = RECIPES["quick"].replace(
+    epochs=4,
+    warmup_epochs=1.0,
+    batch_size=16,
+    initial_times="random",
+    time_learning_rate_multiplier=20.0,
+)
+OPTIONS = {"recipe": RECIPE, "seed": 3, "limit": 64, "verbose": 0}
+COMMAND = [
+    *("train", "Tiny", "--recipe", "quick", "--seed", "3", "--limit", "64", "--verbose", "0"),
+    *("--epochs", "4", "--batch-size", "16", "--set", "warmup_epochs=1"),
+    *("--initial-times", "random", "--time-learning-rate-multiplier", "20"),
+]
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch):
+    monkeypatch.setattr(applications, "get", tiny_zoo.get)
+
+
+@pytest.fixture(scope="module")
+def finished(cifar10_dir, tmp_path_factory):
+    """A run that was let alone."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(applications, "get", tiny_zoo.get)
+        train("Tiny", data_dir=cifar10_dir, output=folder, eval_every=3, **OPTIONS)
+    return folder
+
+
+def _rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _weights(path):
+    found = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+def _assert_same_run(first, second):
+    """The same weights to the bit and the same history, apart from the time it took."""
+    one, two = _weights(first / "final.weights.h5"), _weights(second / "final.weights.h5")
+    assert one.keys() == two.keys() and len(one) > 10
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
+    histories = [_rows(folder / "history.csv") for folder in (first, second)]
+    for row in itertools.chain(*histories):
+        del row["seconds"], row["images_per_second"]
+    assert histories[0] == histories[1]
+    assert (first / "times.csv").read_text() == (second / "times.csv").read_text()
+
+
+def test_the_run_folder_is_complete(finished, cifar10_dir):
+    names = {path.name for path in finished.iterdir()}
+    files = {"config.json", "state.json", "result.json", "history.csv", "times.csv"}
+    assert names == files | {"checkpoint-0004.keras", "final.weights.h5"}
+    config = json.loads((finished / "config.json").read_text())
+    assert Recipe(**config["recipe"]) == RECIPE
+    assert (config["model"], config["seed"], config["limit"]) == ("Tiny", 3, 64)
+    assert config["versions"]["keras"] == keras.__version__
+    assert config["backend"] == keras.config.backend() and config["device"]
+    result = json.loads((finished / "result.json").read_text())
+    weights = finished / result["file"]
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == result["sha256"]
+    assert result["size"] == weights.stat().st_size
+    assert result["epochs"] == 4 and result["parameters"] == tiny_zoo.tiny().count_params()
+
+
+def test_the_result_is_that_of_the_shipped_weights(finished, cifar10_dir):
+    result = json.loads((finished / "result.json").read_text())
+    model = tiny_zoo.tiny(finished / "final.weights.h5")
+    images, labels = data.load("cifar10", "test", data_dir=cifar10_dir)
+    probabilities = model.predict(images[:64], verbose=0).astype("float64")
+    right = probabilities[np.arange(64), labels[:64]]
+    assert result["test_error"] == pytest.approx(
+        100 * np.mean(probabilities.argmax(1) != labels[:64]), abs=1e-5
+    )
+    assert result["test_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-5)
+    last = _rows(finished / "history.csv")[-1]
+    assert float(last["test_error"]) == pytest.approx(result["test_error"], abs=1e-4)
+    assert float(last["test_loss"]) == pytest.approx(result["test_loss"], rel=1e-4)
+
+
+def test_the_history_tells_what_happened(finished):
+    history = _rows(finished / "history.csv")
+    assert [row["epoch"] for row in history] == ["1", "2", "3", "4"]
+    # Evaluated every third epoch, and after the last.
+    assert [bool(row["test_error"]) for row in history] == [False, False, True, True]
+    # Four steps an epoch, one epoch of warm-up; the rate is that of the epoch's last step.
+    expected = [0.008 + 0.192 * 3 / 4]
+    expected += [0.1 * (1 + math.cos(math.pi * k / 12)) for k in (3, 7, 11)]
+    rates = [float(row["learning_rate"]) for row in history]
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
+    assert all(float(row["images_per_second"]) > 0 for row in history)
+
+
+def test_times_ranks_and_swaps_belong_together(finished):
+    epochs = {}
+    for row in _rows(finished / "times.csv"):
+        epochs.setdefault(int(row["epoch"]), []).append((float(row["time"]), int(row["rank"])))
+    assert sorted(epochs) == [0, 1, 2, 3, 4]
+    swaps = []
+    for epoch, particles in epochs.items():
+        assert len(particles) == 3
+        times = [time for time, _ in particles]
+        assert all(0 <= time <= 3 for time in times)
+        assert [rank for _, rank in particles] == [sorted(times).index(time) for time in times]
+        if epoch:
+            earlier = [time for time, _ in epochs[epoch - 1]]
+            swaps.append(
+                sum(
+                    (earlier[i] < earlier[j]) != (times[i] < times[j])
+                    for i, j in itertools.combinations(range(3), 2)
+                )
+            )
+    assert [int(row["order_swaps"]) for row in _rows(finished / "history.csv")] == swaps
+    assert sum(swaps) > 0  # else this test shows little
+
+
+def test_the_recipe_reaches_the_optimizer(finished):
+    model = keras.saving.load_model(finished / "checkpoint-0004.keras")
+    config = model.optimizer.get_config()
+    for name in ("momentum", "nesterov", "weight_decay", "time_learning_rate_multiplier"):
+        assert config[name] == getattr(RECIPE, name)
+    assert config["coupled_weight_decay"] is True
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 16
+    assert model.loss.label_smoothing == RECIPE.label_smoothing
+
+
+def _run_process(signal_name, when, *arguments):
+    return subprocess.run(
+        [sys.executable, HERE / "tiny_zoo.py", signal_name, when, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": keras.config.backend(),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        timeout=300,
+    )
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_path):
+    folder = tmp_path / "killed"
+    start = [*COMMAND, "--eval-every", "3", "--data-dir", cifar10_dir, "--output", folder]
+    resume = ["train", "--resume", "--output", folder, "--verbose", "0"]
+    # Killed when the second epoch's rows and checkpoint are written but do not count yet.
+    process = _run_process("SIGKILL", "2.state", *start)
+    assert process.returncode == -9, process.stderr
+    assert json.loads((folder / "state.json").read_text())["epoch"] == 1
+    assert {path.name for path in folder.glob("checkpoint*")} == {
+        "checkpoint-0001.keras",
+        "checkpoint-0002.keras",
+    }
+    assert len(_rows(folder / "history.csv")) == 2
+    # Asked to stop in the middle of the third.
+    process = _run_process("SIGTERM", "2.2", *resume)
+    assert process.returncode == 143, process.stderr
+    assert f"after epoch 2; go on with: mf-zoo train --resume --output {folder}" in process.stderr
+    assert "Traceback" not in process.stderr
+    with open(folder / "history.csv", "a") as file:
+        file.write("3,0.0")  # as if killed while writing a row
+    train(
+        "Tiny",
+        data_dir=cifar10_dir,
+        output=folder,
+        resume=True,
+        eval_every=3,
+        **OPTIONS,
+    )
+    _assert_same_run(finished, folder)
+    assert not list(folder.glob("partial-*"))
+
+
+def test_no_room_for_a_checkpoint_keeps_the_one_before(
+    finished, cifar10_dir, tmp_path, monkeypatch
+):
+    if not pathlib.Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    folder = tmp_path / "full"
+    batch = data.Batches.batch
+
+    def fill_the_disk(self, epoch, index):
+        if (epoch, index) == (1, 3):
+            partial = folder / "partial-checkpoint-0002.keras"
+            if not partial.is_symlink():
+                partial.symlink_to("/dev/full")
+        return batch(self, epoch, index)
+
+    monkeypatch.setattr(data.Batches, "batch", fill_the_disk)
+    run = {"data_dir": cifar10_dir, "output": folder, "eval_every": 3, **OPTIONS}
+    with pytest.raises(RunError, match=r"Cannot write .*checkpoint-0002\.keras: No space left"):
+        train("Tiny", **run)
+    state = json.loads((folder / "state.json").read_text())
+    assert state["epoch"] == 1
+    content = (folder / state["checkpoint"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == state["sha256"]
+    assert not list(folder.glob("partial-*"))
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path):
+    run = {"data_dir": cifar10_dir, **OPTIONS}
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"is finished: see .*result\.json"):
+            train("Tiny", output=finished, resume=resume, **run)
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"must be new or empty. Received"):
+        train("Tiny", output=folder, **run)
+    (folder / "config.json").write_text((finished / "config.json").read_text())
+    with pytest.raises(RunError, match=r"holds a run already.*--resume"):
+        train("Tiny", output=folder, **run)
+    with pytest.raises(RunError) as error:
+        changed = {**run, "seed": 4, "recipe": RECIPE.replace(epochs=9)}
+        train("Tiny", output=folder, resume=True, **changed)
+    assert "seed is 3 there and 4 here" in str(error.value)
+    assert "epochs is 4 there and 9 here" in str(error.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"Cannot write .*file"):
+        train("Tiny", output=tmp_path / "file" / "run", **run)
+
+
+def test_a_damaged_checkpoint_is_refused(finished, cifar10_dir, tmp_path):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for name in ("config.json", "state.json"):
+        (folder / name).write_text((finished / name).read_text())
+    content = bytearray((finished / "checkpoint-0004.keras").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "checkpoint-0004.keras").write_bytes(content)
+    with pytest.raises(RunError, match=r"checkpoint-0004\.keras is missing or damaged"):
+        train("Tiny", data_dir=cifar10_dir, output=folder, resume=True, eval_every=3, **OPTIONS)
+
+
+def test_mixed_precision_mixup_and_a_holdout(cifar10_dir, tmp_path):
+    recipe = RECIPE.replace(
+        epochs=1, warmup_epochs=0.0, dtype_policy="mixed_bfloat16", mixup=0.4, cutout=8
+    )
+    options = {**OPTIONS, "recipe": recipe, "limit": None, "holdout": 452}
+    result = train("Tiny", data_dir=cifar10_dir, output=tmp_path / "run", **options)
+    assert keras.config.dtype_policy().name == "float32"
+    assert result["evaluated_on"] == "last 452 training images"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["train_images"], config["evaluation_images"]) == (48, 452)
+    # The result is that of a float32 model, on images held out, against their own labels.
+    images, labels = data.load("cifar10", "train[-452:]", data_dir=cifar10_dir)
+    model = tiny_zoo.tiny(tmp_path / "run" / "final.weights.h5")
+    scores = evaluate(model, images, labels)
+    assert result["test_loss"] == pytest.approx(scores.nll, rel=1e-5)
+    assert result["test_error"] == pytest.approx(scores.error, abs=1e-5)
+    assert all(
+        value.dtype.kind == "f" for value in _weights(tmp_path / "run" / result["file"]).values()
+    )
+
+
+def test_a_diverging_run_stops_before_its_checkpoint(cifar10_dir, tmp_path):
+    recipe = RECIPE.replace(learning_rate=1e30, schedule="cosine", warmup_epochs=0.0)
+    with pytest.raises(RunError, match=r"diverged.*Received: loss=(nan|inf) in epoch 1"):
+        train(
+            "Tiny",
+            data_dir=cifar10_dir,
+            output=tmp_path / "run",
+            **{**OPTIONS, "recipe": recipe},
+        )
+    assert not (tmp_path / "run" / "state.json").exists()
+
+
+def test_bad_arguments_are_refused_before_anything_is_written(cifar10_dir, tmp_path):
+    folder = tmp_path / "run"
+    run = {"data_dir": cifar10_dir, "output": folder, **OPTIONS}
+    for change, message in (
+        ({"model": "ResNet21"}, "Model must be one of.*MFResNet20.*Received: 'ResNet21'"),
+        ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: 0"),
+        ({"recipe": "slow"}, "paper, cosine, quick.*Received: 'slow'"),
+    ):
+        with pytest.raises(RunError, match=message):
+            train(**{"model": "Tiny", **run, **change})
+        assert not folder.exists()
+    with pytest.raises(RunError, match=r"cifar10, cifar100.*Received: name='mnist'"):
+        train("Tiny", "mnist", **run)
+    with pytest.raises(RunError, match=r"less than the 64 training images. Received: 64"):
+        train("Tiny", **run, holdout=64)
+    recipe = RECIPE.replace(initial_times="grid", quadrature="midpoint")
+    with pytest.raises(RunError, match=r"takes no `quadrature`. Received: quadrature='midpoint'"):
+        train("TinyPlain", **{**run, "recipe": recipe})
+
+
+def test_tensorboard_logs(cifar10_dir, tmp_path):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = RECIPE.replace(epochs=2, warmup_epochs=0.5)
+    folder = tmp_path / "run"
+    train(
+        "Tiny",
+        data_dir=cifar10_dir,
+        output=folder,
+        tensorboard=True,
+        **{**OPTIONS, "recipe": recipe},
+    )
+    log = EventAccumulator(str(folder / "tensorboard" / "train"))
+    log.Reload()
+    assert {"epoch_loss", "epoch_learning_rate", "epoch_order_swaps"} <= set(
+        log.Tags()["scalars"] + log.Tags()["tensors"]
+    )

@@ -1,0 +1,114 @@
+"""The `mf-zoo` command with one more model, `Tiny`, that trains in seconds.
+
+`python tests/tiny_zoo.py SIGNAL WHEN train Tiny ...` runs it in a process that sends itself the
+signal (a name, or `-`) when the training asks for batch WHEN (`epoch.batch`, from 0), or, with
+`epoch.state`, when the checkpoint of that epoch (from 1) has its name but does not count yet.
+Such a process has no TensorFlow, unless it is the backend.
+"""
+
+import importlib.machinery
+import os
+import signal
+import sys
+
+
+def tiny(
+    weights=None,
+    classes=10,
+    classifier_activation="softmax",
+    quadrature="backward",
+    horizon=None,
+    initial_times="grid",
+):
+    """Three particles, and a dropout whose random state a checkpoint must keep."""
+    import keras
+    from keras import layers
+
+    from mf_zoo import weights as registry
+    from mf_zoo.layers import BasicBlock, MeanFieldStage
+
+    stage = MeanFieldStage(
+        BasicBlock(4),
+        num_particles=3,
+        quadrature=quadrature,
+        horizon=horizon,
+        initial_times=initial_times,
+        activation="relu",
+        name="stage1",
+    )
+    model = keras.Sequential(
+        [
+            layers.Input((32, 32, 3)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(4, 3, strides=8),
+            stage,
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.2),
+            layers.Dense(classes, name="predictions"),
+            layers.Activation(classifier_activation, dtype="float32"),
+        ],
+        name="tiny",
+    )
+    if weights is not None:
+        registry.load(model, weights)
+    return model
+
+
+tiny.__name__ = "Tiny"
+
+
+def tiny_plain(weights=None, classes=10, classifier_activation="softmax"):
+    """A model that has no learned times."""
+    return tiny(weights, classes, classifier_activation)
+
+
+def get(name):
+    """`mf_zoo.applications.get` that knows them."""
+    from mf_zoo.applications import resnet
+
+    return {"Tiny": tiny, "TinyPlain": tiny_plain}.get(name) or resnet.get(name)
+
+
+class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):
+    """Finds modules as if TensorFlow and what needs it were not installed."""
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        if fullname.split(".")[0] in ("tensorflow", "tensorflow_datasets", "keras_tuner"):
+            return None
+        return super().find_spec(fullname, path, target)
+
+
+def main(signal_name, when, *arguments):
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        sys.meta_path = [
+            _FinderWithoutTensorFlow if finder is importlib.machinery.PathFinder else finder
+            for finder in sys.meta_path
+        ]
+    from mf_zoo import applications, cli
+    from mf_zoo.data import Batches
+    from mf_zoo.training import runs
+
+    applications.get = get
+    batch, write_json = Batches.batch, runs.write_json
+
+    def send():
+        os.kill(os.getpid(), getattr(signal, signal_name))
+
+    def batch_and_signal(self, epoch, index):
+        if when == f"{epoch}.{index}":
+            send()
+        return batch(self, epoch, index)
+
+    def write_json_and_signal(path, data):
+        if when == f"{data.get('epoch')}.state":
+            send()
+        write_json(path, data)
+
+    if signal_name != "-":
+        Batches.batch, runs.write_json = batch_and_signal, write_json_and_signal
+    return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
