@@ -121,22 +121,22 @@ def test_bad_input_exits_with_2_and_one_line(capsys, tmp_path, cifar10_dir):
     assert not (folder / "config.json").exists()
 
 
-def test_bad_input_to_evaluate(capsys, tmp_path, cifar10_dir, trained):
-    weights = trained / "final.weights.h5"
+def test_bad_input_to_evaluate(capsys, tmp_path, cifar10_dir):
     base = ("evaluate", "--data-dir", cifar10_dir)
-    run = (*base, "ResNet32", "--weights")
-    assert "final.weights.h5" in _fails(capsys, *run, weights)  # the weights of another model
-    assert "must be a finished run" in _fails(capsys, *run, tmp_path)
+    run = (*base, "Tiny", "--weights")
+    weights, other = tmp_path / "tiny.weights.h5", tmp_path / "other.weights.h5"
+    tiny_zoo.tiny().save_weights(weights)
+    keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2)]).save_weights(other)
+    assert "other.weights.h5" in _fails(capsys, *run, other)
     absent = tmp_path / "absent.weights.h5"
-    assert "absent.weights.h5" in _fails(capsys, *base, "MFResNet20", "--weights", absent)
-    assert "Received: 'mnist'" in _fails(
-        capsys, *base, "MFResNet20", "--weights", "mnist", "--limit", "1"
-    )
-    assert "takes no `--horizon`" in _fails(
-        capsys, *base, "ResNet20", "--weights", weights, "--horizon", "1"
-    )
+    assert "absent.weights.h5" in _fails(capsys, *run, absent)
+    assert "must be a finished run" in _fails(capsys, *run, tmp_path)
+    assert "Received: 'mnist'" in _fails(capsys, *base, "MFResNet20", "--weights", "mnist")
+    horizon = ("--weights", weights, "--horizon", "1")
+    assert "takes no `--horizon`" in _fails(capsys, *base, "TinyPlain", *horizon)
     assert "--batch-size" in _fails(capsys, *run, weights, "--batch-size", "0")
-    assert "`split` must" in _fails(capsys, *base, "ResNet20", "--weights", weights, "--split", "x")
+    assert "--label-smoothing" in _fails(capsys, *run, weights, "--label-smoothing", "1")
+    assert "`split` must" in _fails(capsys, *run, weights, "--split", "x")
 
 
 def test_publishing_what_is_no_run(capsys, tmp_path):
