@@ -1,0 +1,316 @@
+"""Interleaved timing, ratios with their targets, tables and CSV: what the benchmarks share."""
+
+import argparse
+import csv
+import gc
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratio of two times: the median over rounds, and the smallest and largest of a round."""
+
+    median: float
+    smallest: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of one side against another: a row of the table and of the CSV file.
+
+    Attributes:
+        depth: Depth of the network.
+        measure: What was timed.
+        policy: Dtype policy.
+        side, baseline: Names of what was compared.
+        side_seconds, baseline_seconds: Median times.
+        ratio, ratio_min, ratio_max: `side / baseline` by round: median, smallest, largest.
+        target: The largest ratio that is wanted; `None` for no target.
+    """
+
+    depth: int
+    measure: str
+    policy: str
+    side: str
+    baseline: str
+    side_seconds: float
+    baseline_seconds: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    target: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median ratio is within the target; `None` where there is no target."""
+        return None if self.target is None else self.ratio <= self.target
+
+
+def ratio(side: Sequence[float], baseline: Sequence[float]) -> Ratio:
+    """Ratio of two interleaved series.
+
+    Each round gives a ratio of its own, so that a slow moment of the machine, which both sides
+    shared, cancels; their median says what is typical.
+
+    Args:
+        side: Seconds by round.
+        baseline: Seconds of the same rounds.
+
+    Raises:
+        ValueError: For series of unequal length, empty ones or times that are not positive.
+    """
+    if len(side) != len(baseline) or not side or min(*side, *baseline) <= 0:
+        raise ValueError(
+            "Both series must hold one positive time for each round. "
+            f"Received: {list(side)} and {list(baseline)}"
+        )
+    by_round = [a / b for a, b in zip(side, baseline, strict=True)]
+    return Ratio(statistics.median(by_round), min(by_round), max(by_round))
+
+
+def compare(
+    seconds: Mapping[str, Sequence[float]],
+    side: str,
+    baseline: str,
+    *,
+    depth: int,
+    measure: str,
+    policy: str,
+    target: float | None = None,
+) -> Comparison:
+    """Compares two of several interleaved series, `{side: seconds by round}`."""
+    found = ratio(seconds[side], seconds[baseline])
+    return Comparison(
+        depth=depth,
+        measure=measure,
+        policy=policy,
+        side=side,
+        baseline=baseline,
+        side_seconds=statistics.median(seconds[side]),
+        baseline_seconds=statistics.median(seconds[baseline]),
+        ratio=found.median,
+        ratio_min=found.smallest,
+        ratio_max=found.largest,
+        target=target,
+    )
+
+
+def interleave(
+    sides: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Times several functions in turn: A B C, B C A, C A B, ...
+
+    Args:
+        sides: Functions by name; each returns only when its work is done.
+        rounds: Number of rounds.
+        steps: Calls of each function in a round.
+        clock: Returns seconds.
+
+    Returns:
+        For each side, a list of `rounds` medians of the seconds that a call took.
+    """
+    names = list(sides)
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    turn = 0
+    for _ in range(rounds):
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(steps):
+            for name in names[turn:] + names[:turn]:
+                start = clock()
+                sides[name]()
+                taken[name].append(clock() - start)
+            # Who goes first changes, so that nobody always follows the same neighbour.
+            turn = (turn + 1) % len(names)
+        for name in names:
+            medians[name].append(statistics.median(taken[name]))
+    return medians
+
+
+def timed_once(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that one call took, and what it returned.
+
+    Objects made before are hidden from the garbage collector, lest whoever comes later pays for
+    going through what those before it have left.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        start = time.perf_counter()
+        result = function()
+        return time.perf_counter() - start, result
+    finally:
+        gc.unfreeze()
+
+
+def images_and_labels(batch: int) -> tuple[Any, Any]:
+    """A batch of real CIFAR-10 images, uint8 `(batch, 32, 32, 3)`, and labels `(batch,)`."""
+    import numpy as np
+
+    from mf_zoo import data
+
+    images, labels = data.sample("cifar10")
+    chosen = np.random.default_rng(0).permutation(len(images))
+    chosen = np.resize(chosen, batch)
+    return images[chosen], labels[chosen]
+
+
+def compile_model(model: Any, optimizer: Any) -> Any:
+    """Compiles a model for training on logits, in the same way for every side; returns it."""
+    import keras
+
+    from mf_zoo.training import runs
+
+    # As `mf-zoo train` does: XLA makes a step on TensorFlow's CPU twice as slow.
+    slow_jit = keras.config.backend() == "tensorflow" and not runs.has_accelerator()
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False if slow_jit else "auto",
+    )
+    return model
+
+
+def quiet() -> None:
+    """Silences TensorFlow's chatter; it warns of retracing where many networks are built."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+def parser(description: str, rounds: int, steps: int) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--batch", type=positive, default=128, help="images in a batch")
+    result.add_argument("--rounds", type=positive, default=rounds, help="rounds; each has a ratio")
+    result.add_argument("--steps", type=positive, default=steps, help="steps per side and round")
+    result.add_argument("--threads", type=positive, help="threads (default: all)")
+    result.add_argument("--output", type=Path, help="CSV file to write")
+    return result
+
+
+def positive(text: str) -> int:
+    """An argument that is a positive integer."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1. Received: {text}")
+    return value
+
+
+def limit_threads(threads: int | None) -> None:
+    """Limits the threads of the active backend, where a number is given.
+
+    Raises:
+        SystemExit: If the backend does not let us.
+    """
+    from mf_zoo.training import runs
+
+    if threads is not None and not runs.limit_threads(threads):
+        raise SystemExit(
+            "`--threads` needs a backend that can be limited: start JAX under `taskset -c 0-N`. "
+            f"Received: --threads {threads}"
+        )
+
+
+def circumstances(batch: int, threads: int | None) -> dict[str, str]:
+    """What every result depends on: date, backend, versions, machine, batch."""
+    import keras
+
+    from mf_zoo.training import runs
+
+    return {
+        "date": runs.now()[:10],
+        "backend": keras.config.backend(),
+        "versions": " ".join(f"{name}-{version}" for name, version in runs.versions().items()),
+        "machine": runs.device(threads),
+        "batch": str(batch),
+    }
+
+
+def write_csv(path: Path, rows: Iterable[Comparison], shared: Mapping[str, str]) -> None:
+    """Writes a CSV file, whole or not at all: one line for each comparison."""
+    from mf_zoo.training import runs
+
+    names = [*shared, *(field.name for field in fields(Comparison)), "met"]
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                values = asdict(row) | {"met": {None: "", True: "yes", False: "no"}[row.met]}
+                for name, value in values.items():
+                    if isinstance(value, float):
+                        values[name] = f"{value:.4g}"
+                writer.writerow({**shared, **values})
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_atomically(path, write)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Lines of a CSV file that `write_csv` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def table(rows: Sequence[Comparison]) -> str:
+    """The comparisons as a text table."""
+    lines = [
+        (
+            "depth",
+            "measure",
+            "policy",
+            "side",
+            "seconds",
+            "against",
+            "seconds",
+            "ratio",
+            "[min, max]",
+            "target",
+            "met",
+        )
+    ]
+    for row in rows:
+        lines.append(
+            (
+                str(row.depth),
+                row.measure,
+                row.policy,
+                row.side,
+                f"{row.side_seconds:.3f}",
+                row.baseline,
+                f"{row.baseline_seconds:.3f}",
+                f"{row.ratio:.3f}",
+                f"[{row.ratio_min:.3f}, {row.ratio_max:.3f}]",
+                "" if row.target is None else f"<= {row.target:.2f}",
+                {None: "", True: "yes", False: "NO"}[row.met],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def report(rows: Sequence[Comparison], shared: Mapping[str, str], output: Path) -> None:
+    """Prints the table and writes the CSV file."""
+    print(", ".join(f"{name} {value}" for name, value in shared.items()))
+    print(table(rows))
+    judged = [row.met for row in rows if row.target is not None]
+    if judged:
+        print(f"{sum(judged)} of {len(judged)} targets met")
+    write_csv(output, rows, shared)
+    print(f"written to {output}")

@@ -1,0 +1,224 @@
+"""The benchmarks compare equal things and reckon rightly. Nothing here is timed."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import batch_normalization, harness, train_step
+from benchmarks.plain_resnet import plain_resnet
+from mf_zoo.layers import stages
+
+
+def shuffled_and_randomized(model):
+    """Random weights, and particles stored in another order than that of depth."""
+    rng = np.random.default_rng(0)
+    times = {id(stage.times) for stage in stages(model)}
+    for weight in model.weights:
+        kind = weight.path.rsplit("/")[-1]
+        if id(weight) not in times and "normalization" not in weight.path:
+            value = rng.normal(size=weight.shape) * 0.1
+            if kind.endswith(("gamma", "variance")):
+                value = 0.6 + np.abs(value)
+            weight.assign(value)
+    for stage in stages(model):
+        stage.times.assign(rng.permutation(stage.num_particles) + 1.0)
+    stages(model)[0].times.assign([3.0, 1.0, 2.0])
+
+
+@pytest.fixture(scope="module")
+def sides():
+    """All sides, with the weights of the mean-field network."""
+    networks = {name: build(20) for name, build in train_step.builders().items()}
+    ours = networks[train_step.MEAN_FIELD]
+    shuffled_and_randomized(ours)
+    for network in networks.values():
+        if network is not ours:
+            train_step.copy_weights(ours, network)
+    return networks
+
+
+def test_all_sides_are_the_same_network(sides):
+    images, _ = harness.images_and_labels(8)
+    assert len(sides) == 2 + (keras.config.backend() == "tensorflow")
+    outputs = {
+        name: keras.ops.convert_to_numpy(side(images, training=False))
+        for name, side in sides.items()
+    }
+    ours = outputs.pop(train_step.MEAN_FIELD)
+    assert np.ptp(ours) > 0.1
+    for name, theirs in outputs.items():
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4, err_msg=name)
+        times = 3 + 2 + 2
+        assert sides[name].count_params() == sides[train_step.MEAN_FIELD].count_params() - times
+
+
+# Once, for JAX compiles for half a minute: test_mean_field_stage.py trains on each backend.
+@pytest.mark.once
+def test_all_sides_train_alike(sides):
+    images, labels = harness.images_and_labels(8)
+    ours, plain = sides[train_step.MEAN_FIELD], sides[train_step.PLAIN]
+    before = train_step.weights_by_plain_name(ours)
+    loss = ours.train_on_batch(images, labels)
+    after = train_step.weights_by_plain_name(ours)
+    assert plain.train_on_batch(images, labels) == pytest.approx(loss, abs=1e-4)
+    for weight in plain.weights:
+        name, got = weight.path, weight.numpy()
+        np.testing.assert_allclose(got, after[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        if weight.trainable:
+            # The step itself. Rounding turns a ReLU on or off here and there, worth half a percent.
+            difference = np.linalg.norm(got - after[name])
+            assert difference < 0.05 * np.linalg.norm(after[name] - before[name]), name
+
+
+def test_a_network_that_has_moved_has_no_plain_equal(sides):
+    ours = sides[train_step.MEAN_FIELD]
+    times = stages(ours)[1].times
+    before = times.numpy()
+    times.assign([0.5, 2.0])
+    with pytest.raises(ValueError, match="Every step size must be 1"):
+        train_step.copy_weights(ours, sides[train_step.PLAIN])
+    times.assign(before)
+
+
+@pytest.mark.once
+def test_the_plain_network_is_keras_alone():
+    model = plain_resnet(20)
+    assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == 272_474  # as published, with projection shortcuts
+    with pytest.raises(ValueError, match="Received: depth=21"):
+        plain_resnet(21)
+
+
+@pytest.mark.once
+def test_batch_normalization_networks_have_the_policies_they_say(monkeypatch):
+    monkeypatch.setattr(batch_normalization, "DEPTH", 14)
+    before = keras.config.dtype_policy().name
+    networks = batch_normalization.networks()
+    assert keras.config.dtype_policy().name == before
+    assert len(networks) == 4
+    for (policy, name), model in networks.items():
+        layer = model.get_layer("stage2_block0_bn1")
+        assert layer.dtype_policy.name == policy
+        package = "mf_zoo" if name == batch_normalization.OURS else "keras"
+        assert type(layer).__module__.split(".")[0] == package
+
+
+@pytest.mark.once
+def test_ratio_is_the_median_over_rounds():
+    # Rounds 1.0, 3.0, 1.5: not the ratio of the medians (2 / 2) nor of the sums (9 / 7).
+    found = harness.ratio([2.0, 3.0, 3.0], [2.0, 1.0, 2.0])
+    assert (found.median, found.smallest, found.largest) == (1.5, 1.0, 3.0)
+    assert harness.ratio([1.0, 3.0], [1.0, 1.0]).median == 2.0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("side", "baseline"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0]), ([-1.0], [1.0])]
+)
+def test_ratio_refuses_what_has_none(side, baseline):
+    with pytest.raises(ValueError, match="Received"):
+        harness.ratio(side, baseline)
+
+
+@pytest.mark.once
+def test_interleaving_takes_turns_and_medians():
+    now, calls = [0.0], []
+    # What each call takes; the outlier of a round must not show in its median.
+    durations = {"a": iter([1, 9, 2, 4, 4, 4]), "b": iter([5, 5, 5, 7, 1, 8])}
+
+    def side(name):
+        def call():
+            calls.append(name)
+            now[0] += next(durations[name])
+
+        return call
+
+    seconds = harness.interleave(
+        {"a": side("a"), "b": side("b")}, rounds=2, steps=3, clock=lambda: now[0]
+    )
+    assert seconds == {"a": [2, 4], "b": [5, 7]}
+    assert "".join(calls) == "abbaab" + "baabba"
+
+
+@pytest.mark.once
+def test_compile_time_is_the_first_step_less_a_steady_one():
+    got = train_step.compile_seconds({"a": [5.0, 7.0], "b": [1.0]}, {"a": [1, 9, 2], "b": [4.0]})
+    assert got == {"a": [3.0, 5.0], "b": [1e-6]}
+
+
+def comparison(ours, theirs, target, **kwargs):
+    arguments = {"depth": 20, "measure": "train", "policy": "float32", **kwargs}
+    seconds = {train_step.MEAN_FIELD: ours, train_step.PLAIN: theirs}
+    return harness.compare(
+        seconds, train_step.MEAN_FIELD, train_step.PLAIN, target=target, **arguments
+    )
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("ours", "target", "met", "word"),
+    [(1.05, 1.05, True, "yes"), (1.0501, 1.05, False, "NO"), (0.5, None, None, "")],
+)
+def test_targets_are_judged(ours, target, met, word):
+    row = comparison([ours, ours, 9.0], [1.0, 1.0, 1.0], target)
+    assert row.met is met
+    assert (row.side_seconds, row.baseline_seconds, row.ratio_max) == (ours, 1.0, 9.0)
+    head, line = harness.table([row]).splitlines()
+    assert line[head.index("met") :].strip() == word
+    assert f"{ours:.3f}  [{ours:.3f}, 9.000]" in line
+
+
+@pytest.mark.once
+def test_the_command_writes_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def measure(depth, batch, rounds, steps, compile_repeats, policy):
+        asked.append((depth, batch, rounds, steps, compile_repeats, policy))
+        same = {"depth": depth, "policy": policy}
+        return [
+            comparison([1.26, 1.26], [1.0, 1.0], 1.05, measure="train", **same),
+            comparison([0.5, 0.75], [1.0, 1.0], 1.05, measure="predict", **same),
+        ]
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    monkeypatch.setattr(train_step, "warm_up", lambda batch: None)
+    output = tmp_path / "results" / "train_step-here.csv"
+    command = "--depths 20 110 --batch 4 --rounds 3 --steps 1 --compile-repeats 5 --output"
+    assert train_step.main([*command.split(), str(output)]) == 0
+    assert asked == [(20, 4, 3, 1, 5, "float32"), (110, 4, 3, 1, 5, "float32")]
+    assert "2 of 4 targets met" in capsys.readouterr().out
+
+    rows = harness.read_csv(output)
+    assert [(row["depth"], row["measure"], row["met"]) for row in rows] == [
+        ("20", "train", "no"),
+        ("20", "predict", "yes"),
+        ("110", "train", "no"),
+        ("110", "predict", "yes"),
+    ]
+    assert rows[0]["ratio"] == "1.26" and rows[0]["batch"] == "4"
+    assert f"keras-{keras.__version__}" in rows[0]["versions"]
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+    table = train_step.readme_table(output.parent).splitlines()
+    backend = keras.config.backend()
+    assert table[2:4] == [
+        f"| {backend} | plain Keras | 20 | **1.26** | 0.62 |  |",
+        f"| {backend} | plain Keras | 110 | **1.26** | 0.62 |  |",
+    ]
+    assert rows[0]["machine"] in table[5] and rows[0]["date"] in table[5]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("option", ["--batch=0", "--rounds=-1", "--depths=21", "--dtype-policy=x"])
+def test_wrong_options_are_refused(option, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        train_step.main([option])
+    assert exit_.value.code == 2
+    assert option.split("=")[0] in capsys.readouterr().err
