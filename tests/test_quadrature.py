@@ -124,7 +124,8 @@ def test_reflection_is_that_of_a_billiard_ball(times):
     np.testing.assert_array_equal(sign[inner], [expected[i][1] for i in inner])
 
 
-@given(times=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8))
+# Normal numbers: backends may flush a subnormal one to 0.
+@given(times=st.lists(st.integers(0, 2**24).map(lambda i: i / 2**24), min_size=1, max_size=8))
 @settings(max_examples=50, deadline=None)
 def test_reflection_leaves_inner_times_alone_to_the_bit(times):
     times = np.float32(times) * np.float32(0.7)
