@@ -72,10 +72,9 @@ class DepthOrder(keras.callbacks.Callback):
         self._write(epoch + 1)
 
     def _stages(self) -> list:
-        from mf_zoo.layers import MeanFieldStage
+        from mf_zoo.layers import stages
 
-        layers = self.model._flatten_layers(include_self=False)
-        return [layer for layer in layers if isinstance(layer, MeanFieldStage)]
+        return stages(self.model)
 
     def _orders(self) -> list[np.ndarray]:
         return [keras.ops.convert_to_numpy(stage.depth_order()) for stage in self._stages()]
