@@ -1,7 +1,6 @@
 """What `mf-zoo demo` shows: pretrained weights at work on the embedded real images."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,8 @@ def _draw(
     """Images with predictions (wrong ones in red) above the particles' times."""
     import keras
 
-    from mf_zoo.training import RunError
+    from mf_zoo.layers import quadrature
+    from mf_zoo.training import RunError, runs
 
     try:
         from matplotlib.figure import Figure
@@ -91,7 +91,7 @@ def _draw(
         axes.axis("off")
     for axes, stage in zip(below.subplots(1, len(stages)), stages, strict=True):
         times = keras.ops.convert_to_numpy(stage.times)
-        grid = stage.quadrature.grid(stage.num_particles, stage.horizon)
+        grid = quadrature.grid(stage.quadrature, stage.num_particles, stage.horizon)
         axes.vlines(grid, 0.8, 1.2, color="lightgrey", label="grid: where they started")
         axes.plot(times, np.ones_like(times), "o", label="particles")
         for i, time in enumerate(times):
@@ -100,12 +100,10 @@ def _draw(
             xlim=(0, stage.horizon * 1.03), ylim=(0.7, 1.5), yticks=[], xlabel=f"time, {stage.name}"
         )
     axes.legend(loc="upper left", fontsize=8)
-    partial = path.with_name(f"{path.name}.partial")
+    form = path.suffix.lstrip(".") or "png"
     try:
-        figure.savefig(partial, format=path.suffix.lstrip(".") or "png", dpi=100)
-        os.replace(partial, path)
-    except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
+        runs.write_atomically(path, lambda part: figure.savefig(part, format=form, dpi=100))
+    except ValueError as error:  # a format that matplotlib does not know
         raise RunError(f"The picture {path} cannot be written. Received: {error}") from error
 
 
