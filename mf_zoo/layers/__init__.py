@@ -1,7 +1,13 @@
 """Mean-field stages, the residual functions they carry and the quadrature rules they use."""
 
-from mf_zoo.layers.basic_block import BasicBlock
+from mf_zoo.layers.basic_block import BasicBlock, PreActBasicBlock
 from mf_zoo.layers.batch_normalization import BatchNormalization
+from mf_zoo.layers.bottleneck_block import (
+    BottleneckBlock,
+    PreActBottleneckBlock,
+    ResNeXtBlock,
+)
+from mf_zoo.layers.grouped_conv2d import GroupedConv2D
 from mf_zoo.layers.mean_field_stage import MeanFieldStage, stages
 from mf_zoo.layers.particles import ParticleInfo, Reflect, reflect
 from mf_zoo.layers.quadrature import (
@@ -15,11 +21,16 @@ __all__ = [
     "BackwardRule",
     "BasicBlock",
     "BatchNormalization",
+    "BottleneckBlock",
+    "GroupedConv2D",
     "MeanFieldStage",
     "MidpointRule",
     "ParticleInfo",
+    "PreActBasicBlock",
+    "PreActBottleneckBlock",
     "QuadratureRule",
     "Reflect",
+    "ResNeXtBlock",
     "UniformRule",
     "reflect",
     "stages",
