@@ -167,7 +167,7 @@ def test_under_mixed_precision_scores_are_float32_and_close():
 
 def test_signature_is_that_of_keras_applications():
     theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
-    for name in applications.names():
+    for name in applications.list_models():
         ours = list(inspect.signature(applications.get(name)).parameters)
         assert ours[: len(theirs)] == theirs
         assert applications.get(name).__doc__.count(name) >= 1

@@ -110,7 +110,7 @@ def check_installation(executable, elsewhere, home):
         rooms = (mf_zoo, applications, data, layers, optimizers, training, weights)
         print(json.dumps({
             "files": [room.__file__ for room in rooms],
-            "names": applications.names(),
+            "names": applications.list_models(),
             "sample": [list(images.shape), len(labels)],
             "weights": [weights.path(record).name for record in weights.records()],
         }))

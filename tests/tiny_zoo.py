@@ -64,9 +64,9 @@ def tiny_plain(weights=None, classes=10, classifier_activation="softmax"):
 
 def get(name):
     """`mf_zoo.applications.get` that knows them."""
-    from mf_zoo.applications import resnet
+    from mf_zoo.applications import zoo
 
-    return {"Tiny": tiny, "TinyPlain": tiny_plain}.get(name) or resnet.get(name)
+    return {"Tiny": tiny, "TinyPlain": tiny_plain}.get(name) or zoo.get(name)
 
 
 class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):

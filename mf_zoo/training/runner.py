@@ -52,7 +52,7 @@ def train(
     the bit, as one that was let alone.
 
     Args:
-        model: Name of a model, see `mf_zoo.applications.names()`.
+        model: Name of a model, see `mf_zoo.applications.list_models()`.
         dataset: `"cifar10"` or `"cifar100"`.
         output: The run folder; must not hold a run unless `resume`.
         data_dir: Where `mf_zoo.data.load` finds the dataset.
