@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_zoo import applications, data
-from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, get_recipe, train
+from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, get_recipe, on_device, train
 from mf_zoo.training.callbacks import order_swaps
 from mf_zoo.training.evaluation import calibration_error
 from mf_zoo.training.losses import SmoothedCrossentropy
@@ -493,6 +493,59 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     )
     _assert_same_run(finished, folder)
     assert not list(folder.glob("partial-*"))
+
+
+# --- On the device ---------------------------------------------------------------------------
+
+
+@pytest.mark.once
+def test_the_draws_of_an_epoch_are_those_of_its_batches():
+    images, labels = data.sample("cifar10")
+    augment = data.Augmentation(padding=4, flip=True, cutout=8)
+    batches = data.Batches(images, labels, 64, shuffle=True, augment=augment, seed=5)
+    batches.epoch = 2
+    epochs = on_device.Epochs(batches)
+    assert len(batches) == 4 and len(epochs) == 2
+    steps = [
+        {key: values[step] for key, values in draws.items()}
+        for (draws,) in (epochs[0], epochs[1])
+        for step in range(len(draws["index"]))
+    ]
+    assert [len(draw["index"]) for draw in steps] == [64, 64, 64, 8]
+    for step, draw in enumerate(steps):
+        expected, classes = batches.batch(2, step)
+        np.testing.assert_array_equal(labels[draw["index"]], classes)
+        np.testing.assert_array_equal(
+            augment.transform_images(images[draw["index"]], draw), expected
+        )
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs of epochs are JAX's")
+def test_a_run_on_the_device_is_the_same_run(finished, cifar10_dir, tmp_path):
+    train(
+        "Tiny", data_dir=cifar10_dir, output=tmp_path / "a", eval_every=3, on_device=True, **OPTIONS
+    )
+    _assert_same_run(finished, tmp_path / "a")
+    # Mixed labels, whose rounding differs, and a last batch that is not full.
+    recipe = RECIPE.replace(mixup=0.4, epochs=1, warmup_epochs=0.5)
+    for name, on in (("host", False), ("device", True)):
+        train(
+            "Tiny",
+            data_dir=cifar10_dir,
+            output=tmp_path / name,
+            on_device=on,
+            **OPTIONS | {"recipe": recipe, "limit": 60},
+        )
+    host, device = (_weights(tmp_path / name / "final.weights.h5") for name in ("host", "device"))
+    for key, value in host.items():
+        np.testing.assert_allclose(device[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX can")
+def test_other_backends_refuse_to_train_on_the_device(cifar10_dir, tmp_path):
+    with pytest.raises(RunError, match=r"needs the JAX backend\. Received: backend="):
+        train("Tiny", data_dir=cifar10_dir, output=tmp_path / "a", on_device=True, **OPTIONS)
+    assert not (tmp_path / "a").exists()
 
 
 def test_no_room_for_a_checkpoint_keeps_the_one_before(

@@ -105,19 +105,35 @@ class Batches(keras.utils.PyDataset):
 
     def batch(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch `index` of epoch `epoch`: `(images, labels)`, whatever was asked for before."""
-        start = index * self.batch_size
-        window = slice(start, start + self.batch_size)
-        if self.shuffle:
-            window = self._permutation(epoch)[window]
-        images, labels = self.images[window], self.labels[window]
+        draw = self.draw(epoch, index)
+        images, labels = self.images[draw["index"]], self.labels[draw["index"]]
         if self.augment is not None:
-            rng = self._generator(epoch, _AUGMENTATION, index)
-            transformation = self.augment.draw(rng, len(images), images.shape[1:])
-            images = self.augment.transform_images(images, transformation)
+            images = self.augment.transform_images(images, draw)
             if self.mixes:
                 one_hot = np.eye(self.num_classes, dtype="float32")[labels]
-                images, labels = self.augment.mix(images, one_hot, transformation)
+                images, labels = self.augment.mix(images, one_hot, draw)
         return images, labels
+
+    def draw(self, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """What is random in a batch: which images, and how they are augmented.
+
+        Args:
+            epoch: Number of the epoch.
+            index: Number of the batch.
+
+        Returns:
+            `index`, the numbers of the images `(batch,)`, and what `Augmentation.draw` returns.
+        """
+        start = index * self.batch_size
+        stop = min(start + self.batch_size, len(self.images))
+        chosen = np.arange(start, stop)
+        if self.shuffle:
+            chosen = self._permutation(epoch)[start:stop]
+        draw = {"index": chosen}
+        if self.augment is not None:
+            rng = self._generator(epoch, _AUGMENTATION, index)
+            draw |= self.augment.draw(rng, len(chosen), self.images.shape[1:])
+        return draw
 
     def _generator(self, *stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *stream])))

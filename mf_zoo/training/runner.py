@@ -16,6 +16,7 @@ from mf_zoo.training import runs
 from mf_zoo.training.callbacks import Checkpoint, DepthOrder, History, random_states
 from mf_zoo.training.evaluation import evaluate
 from mf_zoo.training.losses import SmoothedCrossentropy
+from mf_zoo.training.on_device import train_on_device
 from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.runs import RunError
 from mf_zoo.training.schedules import learning_rate_schedule
@@ -37,6 +38,7 @@ def train(
     holdout: int = 0,
     limit: int | None = None,
     threads: int | None = None,
+    on_device: bool = False,
     tensorboard: bool = False,
     verbose: str | int = "auto",
     command: str | None = None,
@@ -65,6 +67,8 @@ def train(
             of on the test images; for making choices.
         limit: Use only the first `limit` images of each split; for trying things out.
         threads: Limit for the threads of the backend (TensorFlow, PyTorch).
+        on_device: On the JAX backend, keep the images on the device and run the steps of an epoch
+            in one dispatch; the same batches and steps, and nothing to wait for in between.
         tensorboard: Write TensorBoard logs to the folder's `tensorboard/`.
         verbose: As in `keras.Model.fit`; `"auto"` is a progress bar on a terminal, else a line
             per epoch.
@@ -86,6 +90,10 @@ def train(
         recipe = get_recipe(recipe)
         builder = applications.get(model)
         model = _name_of(builder, model)
+    if on_device and keras.config.backend() != "jax":
+        raise RunError(
+            f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
+        )
     _check_counts(eval_every=eval_every, holdout=holdout, limit=limit, threads=threads)
     folder = Path(output)
     options = {
@@ -124,6 +132,7 @@ def train(
         "versions": runs.versions(),
         "device": runs.device(threads),
         "threads": threads,
+        "on_device": on_device,
         "data_dir": None if data_dir is None else str(data_dir),
         "command": command or shlex.join(sys.argv),
         "date": runs.now(),
@@ -156,8 +165,14 @@ def train(
         if verbose == "auto":
             verbose = 1 if sys.stdout.isatty() else 2
         evaluated = {*range(eval_every, recipe.epochs, eval_every), recipe.epochs}
+        training_data = batches
+        if on_device:
+            # Builds the metrics, which Keras would build from a batch of images in `fit`.
+            first = slice(_EVALUATION_BATCH)
+            network.evaluate(test_images[first], test_targets[first], verbose=0)
+            training_data = train_on_device(network, batches)
         network.fit(
-            batches,
+            training_data,
             epochs=recipe.epochs,
             initial_epoch=epoch,
             shuffle=False,  # `batches` shuffles; Keras would add an order no seed can repeat.
