@@ -11,19 +11,21 @@ _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 _SHOWN = 40  # images in the picture
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `mf-zoo demo`."""
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser("demo", help="pretrained weights at work on real images")
     parser.add_argument(
         "--model", default="MFResNet20", help="one with cifar10 weights (default: MFResNet20)"
     )
     parser.add_argument("--picture", type=Path, default=Path("demo.png"), metavar="FILE")
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Classifies the embedded CIFAR-10 images, draws a picture and fine-tunes for a few steps.
 
     Args:
-        options: `model` and `picture`, as `add_arguments` declares them.
+        options: `model` and `picture`, as `add_parser` declares them.
 
     Raises:
         mf_zoo.training.RunError: For a model without weights, or where no picture can be made.

@@ -1,0 +1,109 @@
+"""`mf-zoo evaluate`: measures a trained model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mf_zoo.cli.common import add_data_arguments, input_errors
+from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser("evaluate", help="measure a trained model")
+    parser.add_argument("model", metavar="MODEL", help="such as MFResNet20")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="registered name, .weights.h5 file or run folder",
+    )
+    add_data_arguments(parser)
+    parser.add_argument("--split", default="test", help="test (default), train, train[45000:] ...")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N images")
+    parser.add_argument("--batch-size", type=int, default=500, metavar="N")
+    parser.add_argument("--quadrature", help="rule that the weights were trained with")
+    parser.add_argument("--horizon", type=float, help="horizon they were trained with")
+    parser.add_argument(
+        "--label-smoothing", type=float, default=0.0, metavar="S", help="of the reported loss"
+    )
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="write a CSV row per image"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace):
+    weights, dataset = options.weights, options.dataset or "cifar10"
+    stages = {"quadrature": options.quadrature, "horizon": options.horizon}
+    folder = Path(weights)
+    if folder.is_dir():
+        config = read_json(folder / CONFIG)
+        if config is None or not (folder / WEIGHTS).exists():
+            raise RunError(f"`--weights` must be a finished run if a folder. Received: {folder}")
+        weights = str(folder / WEIGHTS)
+        dataset = options.dataset or config["dataset"]
+        for key in stages:
+            stages[key] = config["recipe"][key] if stages[key] is None else stages[key]
+    if options.batch_size < 1:
+        raise RunError(f"`--batch-size` must be 1 or more. Received: {options.batch_size}")
+    if not 0 <= options.label_smoothing < 1:
+        raise RunError(
+            f"`--label-smoothing` must be in [0, 1). Received: {options.label_smoothing}"
+        )
+
+    import inspect
+
+    import keras
+
+    from mf_zoo import applications, data
+    from mf_zoo import weights as registry
+    from mf_zoo.training import runs
+    from mf_zoo.training.evaluation import evaluate
+
+    if options.threads and not runs.limit_threads(options.threads):
+        print(f"note: --threads has no effect on {keras.config.backend()}", file=sys.stderr)
+    with input_errors():
+        builder = applications.get(options.model)
+        names = data.class_names(dataset)
+        known = inspect.signature(builder).parameters
+        stages = {key: value for key, value in stages.items() if value is not None}
+        for key in [key for key in stages if key not in known]:
+            if getattr(options, key) is not None:
+                raise RunError(f"{options.model} has no learned times and takes no `--{key}`.")
+            del stages[key]
+        for record in registry.records(model=options.model):
+            if record.name == weights and record.classes != len(names):
+                raise RunError(
+                    f"The {weights!r} weights of {options.model} have {record.classes} classes "
+                    f"and cannot be measured on {dataset}, which has {len(names)}."
+                )
+        model = builder(weights=weights, classes=len(names), classifier_activation=None, **stages)
+        images, labels = data.load(dataset, options.split, data_dir=options.data_dir)
+        images, labels = images[: options.limit], labels[: options.limit]
+    scores = evaluate(
+        model,
+        images,
+        labels,
+        options.batch_size,
+        from_logits=True,
+        label_smoothing=options.label_smoothing,
+    )
+    if options.predictions is not None:
+        with input_errors():
+            scores.write_predictions(options.predictions, labels, names)
+    if options.json:
+        about = {"model": options.model, "weights": options.weights, "dataset": dataset}
+        about |= {"split": options.split, "backend": keras.config.backend()}
+        print(json.dumps({**about, **scores.to_dict()}, indent=2))
+        return
+    print(f"{options.model}, weights {options.weights}, {dataset} {options.split}")
+    print(f"images  {scores.images}")
+    print(f"top-1   {scores.top1:.2f} % (error {scores.error:.2f} %)")
+    print(f"top-5   {scores.top5:.2f} %")
+    print(f"loss    {scores.loss:.4f}")
+    print(f"NLL     {scores.nll:.4f}")
+    print(f"ECE     {scores.ece:.2f} %")
