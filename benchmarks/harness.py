@@ -171,10 +171,10 @@ def compile_model(model: Any, optimizer: Any) -> Any:
     """Compiles a model for training on logits, in the same way for every side; returns it."""
     import keras
 
-    from mf_zoo.training import runs
+    from mf_zoo.devices import accelerator
 
     # As `mf-zoo train` does: XLA makes a step on TensorFlow's CPU twice as slow.
-    slow_jit = keras.config.backend() == "tensorflow" and not runs.has_accelerator()
+    slow_jit = keras.config.backend() == "tensorflow" and accelerator() is None
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from mf_zoo import applications, data
+from mf_zoo.devices import accelerator
 from mf_zoo.training import runs
 from mf_zoo.training.callbacks import Checkpoint, DepthOrder, History, random_states
 from mf_zoo.training.evaluation import evaluate
@@ -381,7 +382,7 @@ def _compile(network: keras.Model, recipe: Recipe, schedule, seed: int):
     else:
         nll = metrics.SparseCategoricalCrossentropy(from_logits=True, name="nll")
     # Measured on TensorFlow's CPU, ResNet-20: a step takes about twice as long with XLA.
-    slow_jit = keras.config.backend() == "tensorflow" and not runs.has_accelerator()
+    slow_jit = keras.config.backend() == "tensorflow" and accelerator() is None
     network.compile(
         optimizer=optimizer,
         loss=SmoothedCrossentropy(recipe.label_smoothing),

@@ -126,20 +126,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def has_accelerator() -> bool:
-    """Returns whether the active backend computes on something else than the CPU."""
-    return _accelerator() is not None
-
-
 def device(threads: int | None = None) -> str:
     """Describes what the active backend computes on: the accelerator's or the CPU's model.
 
     Args:
         threads: The number of threads it was limited to.
     """
-    accelerator = _accelerator()
-    if accelerator is not None:
-        return accelerator
+    from mf_zoo.devices import accelerator
+
+    found = accelerator()
+    if found is not None:
+        return found
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -149,29 +146,6 @@ def device(threads: int | None = None) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = threads or cores
     return f"{model}, {count} thread{'' if count == 1 else 's'}"
-
-
-def _accelerator() -> str | None:
-    import keras
-
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        for gpu in tf.config.list_physical_devices("GPU"):
-            return tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-    elif backend == "jax":
-        import jax
-
-        found = jax.devices()[0]
-        if found.platform != "cpu":
-            return found.device_kind
-    elif backend == "torch":
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.get_device_name()
-    return None
 
 
 def limit_threads(threads: int) -> bool:
