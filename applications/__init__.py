@@ -1,5 +1,6 @@
 """Ready-built networks with pretrained weights: mean-field ResNets and their plain twins."""
 
+from mf_zoo.applications.decode import decode_predictions
 from mf_zoo.applications.network import Architecture
 from mf_zoo.applications.zoo import (
     MFPreActResNet110,
@@ -50,6 +51,7 @@ __all__ = [
     "ResNet110",
     "ResNet164",
     "architecture",
+    "decode_predictions",
     "get",
     "list_models",
 ]

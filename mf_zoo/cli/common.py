@@ -2,10 +2,15 @@
 
 import argparse
 import contextlib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mf_zoo.training.runs import RunError
+from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
+
+if TYPE_CHECKING:
+    import keras
 
 
 def one_line(error: BaseException) -> str:
@@ -29,3 +34,65 @@ def input_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         raise RunError(str(error)) from error
+
+
+def load_trained(
+    model: str,
+    weights: str,
+    dataset: str | None,
+    activation: str | None,
+    quadrature: str | None = None,
+    horizon: float | None = None,
+) -> "tuple[keras.Model, str]":
+    """Builds a network with trained weights.
+
+    Args:
+        model: Name of the network.
+        weights: Name of registered weights, a `.weights.h5` file, or the folder of a finished run.
+        dataset: Name of the dataset that says how many classes there are; `None` for the one that
+            the weights were trained on, or CIFAR-10 for a file, which does not say.
+        activation: Of the scores; `None` for logits.
+        quadrature, horizon: Of the mean-field stages; `None` for those of the run or the record.
+
+    Returns:
+        The model and the name of the dataset.
+
+    Raises:
+        RunError: For anything that does not fit.
+    """
+    from mf_zoo import applications, data
+    from mf_zoo import weights as registry
+
+    source = weights
+    given: dict[str, Any] = {"quadrature": quadrature, "horizon": horizon}
+    stages = dict(given)
+    folder = Path(weights)
+    if folder.is_dir():
+        config = read_json(folder / CONFIG)
+        if config is None or not (folder / WEIGHTS).exists():
+            raise RunError(f"`--weights` must be a finished run if a folder. Received: {folder}")
+        weights = str(folder / WEIGHTS)
+        dataset = dataset or config["dataset"]
+        for key, value in given.items():
+            stages[key] = config["recipe"][key] if value is None else value
+    with input_errors():
+        builder = applications.get(model)
+        known = inspect.signature(builder).parameters
+        stages = {key: value for key, value in stages.items() if value is not None}
+        for key in [key for key in stages if key not in known]:
+            if given[key] is not None:
+                raise RunError(f"{model} has no learned times and takes no `--{key}`.")
+            del stages[key]
+        records = {record.name: record for record in registry.records(model=model)}
+        record = records.get(source)
+        dataset = dataset or (record.dataset if record else "cifar10")
+        classes = len(data.class_names(dataset))
+        if record and record.classes != classes:
+            raise RunError(
+                f"The {source!r} weights of {model} have {record.classes} classes and cannot be "
+                f"measured on {dataset}, which has {classes}."
+            )
+        return (
+            builder(weights=weights, classes=classes, classifier_activation=activation, **stages),
+            dataset,
+        )

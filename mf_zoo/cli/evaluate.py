@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, input_errors
-from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
+from mf_zoo.cli.common import add_data_arguments, input_errors, load_trained
+from mf_zoo.training.runs import RunError
 
 
 def add_parser(commands: Any) -> None:
@@ -37,17 +37,6 @@ def add_parser(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace):
-    weights, dataset = options.weights, options.dataset or "cifar10"
-    stages = {"quadrature": options.quadrature, "horizon": options.horizon}
-    folder = Path(weights)
-    if folder.is_dir():
-        config = read_json(folder / CONFIG)
-        if config is None or not (folder / WEIGHTS).exists():
-            raise RunError(f"`--weights` must be a finished run if a folder. Received: {folder}")
-        weights = str(folder / WEIGHTS)
-        dataset = options.dataset or config["dataset"]
-        for key in stages:
-            stages[key] = config["recipe"][key] if stages[key] is None else stages[key]
     if options.batch_size < 1:
         raise RunError(f"`--batch-size` must be 1 or more. Received: {options.batch_size}")
     if not 0 <= options.label_smoothing < 1:
@@ -55,33 +44,24 @@ def _evaluate(options: argparse.Namespace):
             f"`--label-smoothing` must be in [0, 1). Received: {options.label_smoothing}"
         )
 
-    import inspect
-
     import keras
 
-    from mf_zoo import applications, data
-    from mf_zoo import weights as registry
+    from mf_zoo import data
     from mf_zoo.training import runs
     from mf_zoo.training.evaluation import evaluate
 
     if options.threads and not runs.limit_threads(options.threads):
         print(f"note: --threads has no effect on {keras.config.backend()}", file=sys.stderr)
+    model, dataset = load_trained(
+        options.model,
+        options.weights,
+        options.dataset,
+        None,
+        quadrature=options.quadrature,
+        horizon=options.horizon,
+    )
+    names = data.class_names(dataset)
     with input_errors():
-        builder = applications.get(options.model)
-        names = data.class_names(dataset)
-        known = inspect.signature(builder).parameters
-        stages = {key: value for key, value in stages.items() if value is not None}
-        for key in [key for key in stages if key not in known]:
-            if getattr(options, key) is not None:
-                raise RunError(f"{options.model} has no learned times and takes no `--{key}`.")
-            del stages[key]
-        for record in registry.records(model=options.model):
-            if record.name == weights and record.classes != len(names):
-                raise RunError(
-                    f"The {weights!r} weights of {options.model} have {record.classes} classes "
-                    f"and cannot be measured on {dataset}, which has {len(names)}."
-                )
-        model = builder(weights=weights, classes=len(names), classifier_activation=None, **stages)
         images, labels = data.load(dataset, options.split, data_dir=options.data_dir)
         images, labels = images[: options.limit], labels[: options.limit]
     scores = evaluate(

@@ -3,6 +3,7 @@
 from mf_zoo.data.augmentation import Augmentation
 from mf_zoo.data.batches import Batches, batches
 from mf_zoo.data.cifar import DatasetCorruptError, DatasetUnavailableError, class_names, load
+from mf_zoo.data.files import ImageFileError, image_files, read_image
 from mf_zoo.data.sample import sample
 
 __all__ = [
@@ -10,8 +11,11 @@ __all__ = [
     "Batches",
     "DatasetCorruptError",
     "DatasetUnavailableError",
+    "ImageFileError",
     "batches",
     "class_names",
+    "image_files",
     "load",
+    "read_image",
     "sample",
 ]

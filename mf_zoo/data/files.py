@@ -1,0 +1,137 @@
+"""Image files of any kind, made fit for a network."""
+
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+RESIZE = ("crop", "pad", "stretch")
+
+# Not all that Pillow knows: it runs an external program for PostScript, and opens scientific
+# formats such as HDF5, the weight files among them, without being able to read them.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+class ImageFileError(ValueError):
+    """A file is missing or cannot be read as an image."""
+
+
+def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """Lists image files: files as they are named, folders with all images below them.
+
+    Args:
+        paths: Files and folders.
+
+    Returns:
+        The files, those of a folder sorted by path; in a folder only names that end as those of
+        image files do (`.png`, `.jpg`, `.webp` ...).
+
+    Raises:
+        ImageFileError: For a path that does not exist, or a folder without images.
+    """
+    from PIL import Image
+
+    suffixes = {
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS
+    }
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in suffixes and file.is_file()
+            )
+            if not inside:
+                raise ImageFileError(f"A folder must hold image files. Received: {path}")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ImageFileError(f"An image file must exist. Received: {path}")
+    return found
+
+
+def read_image(
+    path: str | os.PathLike, size: tuple[int, int] = (32, 32), resize: str = "crop"
+) -> np.ndarray:
+    """Reads an image file for a network of the zoo.
+
+    AVIF (where Pillow has it), BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP, whatever the
+    file's name; of several frames the first. The orientation that a camera noted is undone,
+    transparent parts are laid on white, greys, palettes, CMYK and 16-bit greys become RGB. An
+    image of the wanted size stays as it is, to the bit; others are scaled with Pillow's
+    antialiased bicubic filter.
+
+    Args:
+        path: The file.
+        size: `(rows, cols)` in pixels.
+        resize: How other proportions are met: `"crop"` scales the image to cover `size` and cuts
+            the middle out, `"pad"` scales it to fit inside and adds black bars, `"stretch"`
+            changes the proportions.
+
+    Returns:
+        uint8 `(rows, cols, 3)`.
+
+    Raises:
+        ImageFileError: The file cannot be read as an image, has more pixels than Pillow takes for
+            harmless (`PIL.Image.MAX_IMAGE_PIXELS`), or pixels without a defined white, as those
+            of a floating-point TIFF.
+        ValueError: For an unknown `resize`.
+
+    Example:
+
+    >>> PIL.Image.fromarray(mf_zoo.data.sample("cifar10")[0][0]).resize((640, 480)).save("cat.jpg")
+    >>> mf_zoo.data.read_image("cat.jpg").shape
+    (32, 32, 3)
+    """
+    from PIL import Image, ImageOps
+
+    if resize not in RESIZE:
+        raise ValueError(f"`resize` must be one of {RESIZE}. Received: resize={resize!r}")
+    rows, columns = size
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that are not used
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=[kind for kind in _FORMATS if kind in Image.OPEN]) as file:
+                # A JPEG decoder can scale down: a third of the time for a photograph of 12 million
+                # pixels, and values that differ by 1 of 255.
+                file.draft("RGB", (4 * columns, 4 * rows))
+                image = _rgb(ImageOps.exif_transpose(file))
+    except Exception as error:  # of damaged files Pillow raises many kinds
+        raise ImageFileError(
+            f"An image file must be one that Pillow can read. Received: {path}: {error}"
+        ) from error
+    if image.size != (columns, rows):
+        method = Image.Resampling.BICUBIC
+        if resize == "crop":
+            image = ImageOps.fit(image, (columns, rows), method)
+        elif resize == "pad":
+            image = ImageOps.pad(image, (columns, rows), method)
+        else:
+            image = image.resize((columns, rows), method)
+    return np.asarray(image)
+
+
+def _rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose white is not defined")
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit greys to 255 instead of scaling them.
+        values = np.asarray(image).clip(0, 65535).astype("uint32")
+        return Image.fromarray(((values + 128) // 257).astype("uint8")).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
