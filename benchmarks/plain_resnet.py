@@ -30,11 +30,15 @@ def plain_resnet(depth: int, batch_normalization: type = layers.BatchNormalizati
         raise ValueError(f"`depth` must be 6n + 2 and at least 8. Received: depth={depth}")
 
     def convolution(x: Any, filters: int, name: str, size: int = 3, strides: int = 1) -> Any:
+        padding = "same"
+        if strides > 1 and size > 1:  # on all sides alike, as the paper's authors and PyTorch do
+            x = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
+            padding = "valid"
         return layers.Conv2D(
             filters,
             size,
             strides=strides,
-            padding="same",
+            padding=padding,
             use_bias=False,
             kernel_initializer="he_normal",
             name=name,
