@@ -3,7 +3,9 @@
 A registered file is three things side by side in this folder: the weights
 (`mf_resnet20-cifar10.weights.h5`), the record that says what they are and where they come from
 (`mf_resnet20-cifar10.json`, read as a `WeightRecord`), and the history of the run that made them
-(`mf_resnet20-cifar10.history.csv`, for a mean-field model also `.times.csv`).
+(`mf_resnet20-cifar10.history.csv`, for a mean-field model also `.times.csv`). Weight files of more
+than 10 MB do not ride in the wheel: they lie in `large` in a checkout, else they are downloaded
+into a cache (`mf_zoo.weights.path`).
 """
 
 from mf_zoo.weights.files import WeightFileError, check_file, load, verify

@@ -29,7 +29,7 @@ def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
         The path.
 
     Raises:
-        WeightFileError: The file is missing, or its size or digest is another.
+        WeightFileError: The file is missing or unreadable, or its size or digest is another.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,8 +44,13 @@ def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
             f"file, and was not read. Install mf_zoo again, or fetch the file anew. "
             f"Received: {received} bytes"
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightFileError(
+            f"The weight file {path} must be readable. Received: {error}"
+        ) from error
     if digest != sha256:
         raise WeightFileError(
             f"The weight file {path} must have the SHA-256 digest {sha256}: it is damaged or "

@@ -10,7 +10,7 @@ from typing import Any
 
 from mf_zoo.weights.files import check_file, verify
 from mf_zoo.weights.record import WeightRecord
-from mf_zoo.weights.registry import FOLDER
+from mf_zoo.weights.registry import FOLDER, LARGE, LARGEST_IN_WHEEL
 
 
 def publish(
@@ -25,6 +25,8 @@ def publish(
 
     Writes the weight file, the run's histories and, last of all, the record, each beside its
     place and then renamed: whenever it is killed, the registry holds no record without its file.
+    A weight file of more than 10 MB goes to the folder `large` of the registry, which is no part
+    of the wheel: put it at the base URL that users download from (`mf_zoo.weights.path`).
 
     Args:
         run_dir: The run folder.
@@ -71,14 +73,18 @@ def publish(
     record = _record(name or result["dataset"], config, result)
 
     target = folder / f"{record.stem}.json"
-    if not overwrite and (target.exists() or (folder / record.file).exists()):
+    file, other = folder / record.file, folder / LARGE / record.file
+    if record.size > LARGEST_IN_WHEEL:
+        file, other = other, file
+    if not overwrite and any(path.exists() for path in (target, file, other)):
         raise FileExistsError(
             f"Registered weights must not change under their name: choose another name, or pass "
             f"overwrite=True. Received: {target}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _place(folder / record.file, lambda part: shutil.copyfile(source, part))
-    verify(folder / record.file, record.sha256, record.size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _place(file, lambda part: shutil.copyfile(source, part))
+    verify(file, record.sha256, record.size)
+    other.unlink(missing_ok=True)
     for kind in ("history", "times"):
         history, copy = run / f"{kind}.csv", folder / f"{record.stem}.{kind}.csv"
         if history.exists():

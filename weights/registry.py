@@ -4,8 +4,14 @@ from pathlib import Path
 
 from mf_zoo.weights.files import verify
 from mf_zoo.weights.record import WeightRecord
+from mf_zoo.weights.remote import fetch
 
 FOLDER = Path(__file__).resolve().parent
+
+# Larger files stay out of the wheel, which takes those of FOLDER itself: in a checkout they lie
+# in a folder below.
+LARGE = "large"
+LARGEST_IN_WHEEL = 10_000_000  # bytes
 
 
 def records(
@@ -55,18 +61,36 @@ def get(model: str, name: str, *, directory: str | Path | None = None) -> Weight
     return found[name]
 
 
-def path(record: WeightRecord, *, directory: str | Path | None = None) -> Path:
-    """Finds a registered weight file and verifies it.
+def path(
+    record: WeightRecord,
+    *,
+    directory: str | Path | None = None,
+    base_url: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool | None = None,
+) -> Path:
+    """Finds a registered weight file and verifies it; downloads it if it is not there.
+
+    A file is looked for in the registry, in the cache, and at the base URL, from where it is
+    downloaded into the cache: https, file, or http on this machine, redirected to https at most.
+    The record says what the file must be, so the URL need not be trusted.
 
     Args:
         record: The record of the file.
         directory: Folder of the registry; the one inside the package if `None`.
+        base_url: The folder of weight files to download from; `None` for that of the environment
+            variable `MF_ZOO_WEIGHTS_URL`, without which nothing is downloaded.
+        cache_dir: The cache; `None` for the environment variable `MF_ZOO_CACHE`, else `mf_zoo`
+            in the home of Keras (`KERAS_HOME`, else `~/.keras`).
+        offline: Whether the network must not be used (a `file://` URL still is); `None` for the
+            environment variable `MF_ZOO_OFFLINE`, 0 or 1.
 
     Returns:
         Path of the file, whose size and SHA-256 digest are those of the record.
 
     Raises:
-        WeightFileError: The file is missing, truncated, damaged, or another file.
+        WeightFileError: The file is missing, truncated, damaged, or another file, and no whole
+            one can be downloaded.
 
     Example:
 
@@ -74,7 +98,11 @@ def path(record: WeightRecord, *, directory: str | Path | None = None) -> Path:
     >>> mf_zoo.weights.path(record).name
     'mf_resnet20-cifar10.weights.h5'
     """
-    return verify(_folder(directory) / record.file, record.sha256, record.size)
+    folders = (_folder(directory), _folder(directory) / LARGE)
+    for folder in folders:
+        if (folder / record.file).is_file():
+            return verify(folder / record.file, record.sha256, record.size)
+    return fetch(record, base_url=base_url, cache_dir=cache_dir, offline=offline, searched=folders)
 
 
 def _folder(directory: str | Path | None) -> Path:

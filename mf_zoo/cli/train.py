@@ -34,6 +34,13 @@ def add_parser(commands: Any) -> None:
         "publish", help="copy the weights of a finished run into the registry"
     )
     publish.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    publish.add_argument("--name", help="of the weights (default: the dataset's)")
+    publish.add_argument(
+        "--directory", type=Path, metavar="DIR", help="registry (default: the package's)"
+    )
+    publish.add_argument(
+        "--overwrite", action="store_true", help="replace weights registered under this name"
+    )
     publish.set_defaults(run=_publish)
 
 
@@ -169,5 +176,7 @@ def _publish(options: argparse.Namespace):
     with input_errors():
         from mf_zoo import weights
 
-        record = weights.publish(options.run_dir)
+        record = weights.publish(
+            options.run_dir, options.name, options.directory, overwrite=options.overwrite
+        )
     print(f"published {record}")
