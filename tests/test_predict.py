@@ -1,13 +1,18 @@
 """From image files to the names of classes."""
 
+import dataclasses
+import io
 import json
 
 import keras
 import numpy as np
 import pytest
+import tiny_zoo
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from mf_zoo import applications, data
+from mf_zoo import applications, data, weights
 from mf_zoo.cli import main
 
 
@@ -102,6 +107,10 @@ def test_kinds_of_images(tmp_path):
 
     np.testing.assert_array_equal(read("grey.png", grey), greys)
     np.testing.assert_array_equal(read("16.png", grey.astype("uint16") * 257), greys)
+    # Nearly black in 16 bits stays so, whatever else is in the image.
+    np.testing.assert_array_equal(
+        read("dark.png", grey.astype("uint16")), (greys.astype(int) + 128) // 257
+    )
     np.testing.assert_array_equal(read("a.webp", pixels, lossless=True), pixels)
     np.testing.assert_array_equal(read("a.bmp", pixels), pixels)
     palette = Image.fromarray(pixels).quantize(16)
@@ -128,13 +137,99 @@ def test_files_that_are_no_images(tmp_path, monkeypatch):
     whole = _save(tmp_path, "whole.png", data.sample("cifar10")[0][0])
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
     for name in ("text.png", "cut.png", "absent.png"):
-        with pytest.raises(data.ImageFileError, match=rf"{name} must be an image.*Received: "):
+        with pytest.raises(data.ImageFileError, match=rf"must be one that.*Received: .*{name}: "):
             data.read_image(tmp_path / name)
     with pytest.raises(ValueError, match="Received: resize='fit'"):
         data.read_image(whole, resize="fit")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(data.ImageFileError, match="decompression bomb"):
-        data.read_image(whole)
+    floats = _save(tmp_path, "floats.tiff", np.linspace(0, 1, 64, dtype="float32").reshape(8, 8))
+    with pytest.raises(data.ImageFileError, match="floating-point"):
+        data.read_image(floats)
+    postscript = _save(tmp_path, "a.eps", np.zeros((32, 32, 3), "uint8"))
+    with pytest.raises(data.ImageFileError, match="cannot identify image file"):
+        data.read_image(postscript)
+    # 1024 pixels: Pillow only warns up to twice its limit, and is silent below it.
+    for limit in (100, 1000):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(data.ImageFileError, match="decompression bomb"):
+            data.read_image(whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1024)
+    np.testing.assert_array_equal(data.read_image(whole), data.sample("cifar10")[0][0])
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    """An image as the bytes of several formats, with an orientation where there is room."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    image = Image.fromarray(data.sample("cifar10")[0][1]).resize((48, 40))
+    files = []
+    for kind, options in (
+        ("PNG", {"exif": exif}),
+        ("JPEG", {"exif": exif}),
+        ("WEBP", {"exif": exif}),
+        ("TIFF", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        files.append(buffer.getvalue())
+    return files
+
+
+@pytest.mark.once
+@settings(max_examples=150, deadline=None)
+@given(draw=st.data())
+def test_a_damaged_file_is_an_image_or_one_clear_error(encoded, tmp_path_factory, draw):
+    content = bytearray(draw.draw(st.sampled_from(encoded)))
+    for _ in range(draw.draw(st.integers(0, 4))):
+        # Half of the damage goes to the header, where it does most.
+        end = draw.draw(st.sampled_from([len(content), 100]))
+        content[draw.draw(st.integers(0, end - 1))] = draw.draw(st.integers(0, 255))
+    content = content[: draw.draw(st.integers(0, len(content)))]
+    file = tmp_path_factory.getbasetemp() / "damaged"
+    file.write_bytes(content)
+    try:
+        pixels = data.read_image(file)
+    except data.ImageFileError as error:
+        assert f"Received: {file}: " in str(error)
+    else:
+        assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+
+
+@pytest.mark.once
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.tuples(*[st.integers(0, 255)] * 3),
+    st.sampled_from(["crop", "pad", "stretch"]),
+)
+def test_one_colour_stays_that_colour(tmp_path_factory, width, height, colour, resize):
+    assume(0.02 < width / height < 50)  # the shorter side fills half a pixel at least
+    file = tmp_path_factory.getbasetemp() / "colour.png"
+    Image.new("RGB", (width, height), colour).save(file)
+    pixels = data.read_image(file, resize=resize)
+    if resize == "pad":  # a rectangle of the image's proportions in the middle of black
+        inside = 32 * min(1, height / width), 32 * min(1, width / height)
+        rows, columns = (max(1, round(side)) for side in inside)
+        top, left = round((32 - rows) * 0.5), round((32 - columns) * 0.5)
+        assert (pixels[top : top + rows, left : left + columns] == colour).all()
+        assert pixels.sum() == rows * columns * sum(colour)
+    else:
+        assert (pixels == colour).all()
+
+
+@pytest.mark.once
+def test_photographs_are_decoded_at_a_smaller_scale(tmp_path):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), "uint8"))
+    photograph = coarse.resize((1600, 1200), Image.Resampling.BICUBIC)
+    got = data.read_image(_save(tmp_path, "a.jpg", photograph, quality=95))
+    # The middle square, averaged in boxes of 37.5 pixels: close to any good filter here.
+    square = photograph.crop((200, 0, 1400, 1200))
+    expected = np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(got - expected).max() <= 4
 
 
 @pytest.mark.once
@@ -142,6 +237,7 @@ def test_folders_are_searched(tmp_path):
     pixels = data.sample("cifar10")[0][0]
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("none")
+    (tmp_path / "mine.weights.h5").write_bytes(b"which Pillow takes for an image by its name")
     (tmp_path / "empty").mkdir()
     b = _save(tmp_path, "b.PNG", pixels)
     a = _save(tmp_path / "deep" / "er", "a.jpg", pixels)
@@ -156,21 +252,34 @@ def test_folders_are_searched(tmp_path):
 # --- mf-zoo predict --------------------------------------------------------------------------
 
 
-def test_predict_says_what_the_model_says(tmp_path, capsys):
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A network of 100 classes, and the arguments that make `mf-zoo predict` use it."""
+    monkeypatch.setattr(applications, "get", tiny_zoo.get)
+    keras.utils.set_random_seed(1)
+    model = tiny_zoo.tiny(classes=100)
+    file = tmp_path / "tiny.weights.h5"
+    model.save_weights(file)
+    return model, ["Tiny", "--weights", str(file), "--dataset", "cifar100"]
+
+
+def test_predict_says_what_the_model_says(tiny, tmp_path, capsys):
+    model, arguments = tiny
     images, _ = data.sample("cifar10")
+    folder = tmp_path / "images"
+    folder.mkdir()
     for number in range(5):
-        _save(tmp_path, f"{number}.png", images[number])
-    (tmp_path / "3.png").write_text("no image")
-    code = main(
-        ["predict", "MFResNet20", str(tmp_path), "--top", "3", "--json", "--batch-size", "2"]
-    )
+        _save(folder, f"{number}.png", images[number])
+    (folder / "3.png").write_text("no image")
+    # In batches of two, of which the second has one image that can be read.
+    arguments = [*arguments, str(folder), "--top", "3", "--json", "--batch-size", "2"]
+    code = main(["predict", *arguments])
     output = capsys.readouterr()
     assert code == 2 and output.err.count("mf-zoo: error:") == 1 and "3.png" in output.err
     found = json.loads(output.out)
-    assert [row["image"] for row in found] == [str(tmp_path / f"{i}.png") for i in (0, 1, 2, 4)]
-    model = applications.MFResNet20(weights="cifar10")
+    assert [row["image"] for row in found] == [str(folder / f"{i}.png") for i in (0, 1, 2, 4)]
     probabilities = model.predict(images[[0, 1, 2, 4]], verbose=0)
-    names = data.class_names("cifar10")
+    names = data.class_names("cifar100")
     for row, expected in zip(found, probabilities, strict=True):
         order = np.argsort(-expected)[:3]
         assert [p["label"] for p in row["predictions"]] == order.tolist()
@@ -181,14 +290,11 @@ def test_predict_says_what_the_model_says(tmp_path, capsys):
 
 
 @pytest.mark.once
-def test_predict_as_a_table_with_weights_of_a_file(tmp_path, capsys):
-    keras.utils.set_random_seed(1)
-    model = applications.ResNet20(classes=100)
-    model.save_weights(tmp_path / "mine.weights.h5")
+def test_predict_as_a_table(tiny, tmp_path, capsys):
+    model, arguments = tiny
     pixels = data.sample("cifar10")[0][0]
     file = _save(tmp_path, "a.png", pixels)
-    weights = ["--weights", str(tmp_path / "mine.weights.h5"), "--dataset", "cifar100"]
-    assert main(["predict", "ResNet20", str(file), *weights]) == 0
+    assert main(["predict", *arguments, str(file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(file) and len(lines) == 6
     decoded = applications.decode_predictions(model.predict(pixels[None], verbose=0))[0]
@@ -198,12 +304,75 @@ def test_predict_as_a_table_with_weights_of_a_file(tmp_path, capsys):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_predict_knows_real_images_at_any_size(tmp_path, capsys, kind):
+    images, labels = data.sample("cifar10")
+    images, labels = images[::5], labels[::5]
+    for number, pixels in enumerate(images):
+        # Ten times as large, and wider: what is at the sides is no part of the image.
+        wide = Image.new("RGB", (480, 320), "magenta")
+        large = Image.fromarray(pixels).resize((320, 320), Image.Resampling.LANCZOS)
+        wide.paste(large, (80, 0))
+        wide.save(tmp_path / f"{number:02}.{kind}")
+    assert main(["predict", "MFResNet20", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    predicted = [row["predictions"][0]["label"] for row in found]
+    assert (predicted == labels).mean() > 0.75
+    assert all(len(row["predictions"]) == 5 for row in found)
+
+
+@pytest.mark.once
+def test_predict_with_the_weights_of_a_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(applications, "get", tiny_zoo.get)
+    run = tmp_path / "run"
+    run.mkdir()
+    keras.utils.set_random_seed(1)
+    arguments = {"quadrature": "midpoint", "initial_times": "random", "horizon": 5.0}
+    model = tiny_zoo.tiny(classes=100, **arguments)
+    model.save_weights(run / "final.weights.h5")
+    recipe = {"quadrature": "midpoint", "horizon": 5.0}
+    (run / "config.json").write_text(json.dumps({"dataset": "cifar100", "recipe": recipe}))
+    pixels = data.sample("cifar10")[0][3]
+    file = _save(tmp_path, "a.png", pixels)
+    assert main(["predict", "Tiny", str(file), "--weights", str(run), "--top", "1", "--json"]) == 0
+    [[got]] = [row["predictions"] for row in json.loads(capsys.readouterr().out)]
+    [[(label, name, score)]] = applications.decode_predictions(
+        model.predict(pixels[None], verbose=0), 1
+    )
+    assert (got["label"], got["class"]) == (label, name)
+    # With the default rule or horizon the step sizes, and so the scores, would be others.
+    assert got["probability"] == pytest.approx(score, rel=1e-4)
+
+
+@pytest.mark.once
+def test_predict_takes_the_only_weights_there_are(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def build(weights, **arguments):
+        asked.append(weights)
+        return tiny_zoo.tiny(None, **arguments)
+
+    record = weights.get("MFResNet20", "cifar10")
+    file = "mf_resnet20-cifar100.weights.h5"
+    other = {"name": "cifar100", "dataset": "cifar100", "file": file, "classes": 100}
+    other = dataclasses.replace(record, **other)
+    monkeypatch.setattr(applications, "get", lambda name: build)
+    file = _save(tmp_path, "a.png", data.sample("cifar10")[0][0])
+    for registered, label in (([other], 100), ([other, record], 10), ([record], 10)):
+        monkeypatch.setattr(weights, "records", lambda found=registered, **_: found)
+        assert main(["predict", "Any", str(file), "--top", str(label), "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)[0]["predictions"]) == label
+    assert asked == ["cifar100", "cifar10", "cifar10"]
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["ResNet20", "absent.png"], "must exist. Received: absent.png"),
         (["ResNet21", "{file}"], "Received: 'ResNet21'"),
         (["ResNet20", "{file}", "--weights", "imagenet"], "Received: 'imagenet'"),
+        (["ResNet20", "{file}", "--dataset", "cifar100"], "have 10 classes"),
         (["ResNet20", "{file}", "--top", "11"], "from 1 to 10. Received: 11"),
         (["ResNet20", "{file}", "--batch-size", "0"], "Received: 0"),
     ],

@@ -5,7 +5,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
 

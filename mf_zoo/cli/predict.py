@@ -22,9 +22,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
     parser.add_argument(
         "--weights",
-        default="cifar10",
         metavar="W",
-        help="registered name (default: cifar10), .weights.h5 file or run folder",
+        help="registered name, .weights.h5 file or run folder (default: the model's registered "
+        "weights, of several those of cifar10)",
     )
     parser.add_argument("--dataset", help="of a .weights.h5 file: cifar10 (default) or cifar100")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes (default: 5)")
@@ -46,9 +46,13 @@ def _predict(options: argparse.Namespace) -> int:
     import numpy as np
 
     from mf_zoo import applications, data
+    from mf_zoo import weights as registry
 
     with input_errors():
         files = data.image_files(options.images)
+    if options.weights is None:
+        names = [record.name for record in registry.records(model=options.model)]
+        options.weights = names[0] if len(names) == 1 else "cifar10"
     model, dataset = load_trained(options.model, options.weights, options.dataset, "softmax")
     if not 1 <= options.top <= model.output_shape[-1]:
         raise RunError(

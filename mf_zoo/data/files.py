@@ -101,23 +101,25 @@ def read_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that are not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=[kind for kind in _FORMATS if kind in Image.OPEN]) as file:
+            with Image.open(
+                path, formats=[kind for kind in _FORMATS if kind in Image.OPEN]
+            ) as file:
                 # A JPEG decoder can scale down: a third of the time for a photograph of 12 million
                 # pixels, and values that differ by 1 of 255.
                 file.draft("RGB", (4 * columns, 4 * rows))
                 image = _rgb(ImageOps.exif_transpose(file))
+        if image.size != (columns, rows):
+            method = Image.Resampling.BICUBIC
+            if resize == "crop":
+                image = ImageOps.fit(image, (columns, rows), method)
+            elif resize == "pad":
+                image = ImageOps.pad(image, (columns, rows), method)
+            else:
+                image = image.resize((columns, rows), method)
     except Exception as error:  # of damaged files Pillow raises many kinds
         raise ImageFileError(
             f"An image file must be one that Pillow can read. Received: {path}: {error}"
         ) from error
-    if image.size != (columns, rows):
-        method = Image.Resampling.BICUBIC
-        if resize == "crop":
-            image = ImageOps.fit(image, (columns, rows), method)
-        elif resize == "pad":
-            image = ImageOps.pad(image, (columns, rows), method)
-        else:
-            image = image.resize((columns, rows), method)
     return np.asarray(image)
 
 
