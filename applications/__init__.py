@@ -2,6 +2,7 @@
 
 from mf_zoo.applications.decode import decode_predictions
 from mf_zoo.applications.network import Architecture
+from mf_zoo.applications.statistics import multiply_adds
 from mf_zoo.applications.zoo import (
     MFPreActResNet110,
     MFResNet20,
@@ -54,4 +55,5 @@ __all__ = [
     "decode_predictions",
     "get",
     "list_models",
+    "multiply_adds",
 ]

@@ -238,6 +238,17 @@ class MeanFieldStage(keras.layers.Layer):
             times = np.asarray(self.initial_times)
         return lambda shape, dtype=None: ops.convert_to_tensor(times.astype("float64"), dtype)
 
+    def pattern(self) -> keras.layers.Layer:
+        """The residual function as a layer without weights of its own: what particles share.
+
+        Its variables have the names, shapes and flags of a particle's, not the values. (No
+        attribute, for Keras would save it with the stage.)
+
+        Returns:
+            The layer, of a stage that has been built.
+        """
+        return self._template.layer
+
     def depth_order(self) -> Any:
         """Which particle is applied first, second, ...: `argsort(times)`, ties by storage index.
 
@@ -283,7 +294,7 @@ class MeanFieldStage(keras.layers.Layer):
         self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[int, Any], list[Any]]:
         """One block: its output, its new state by weight index, and the losses it added."""
-        layer = self._template.layer
+        layer = self.pattern()
         mapping = list(zip(layer.variables, values, strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(variable) for variable, _ in mapping]

@@ -55,7 +55,7 @@ class ResidualFunction(layers.Layer):
         self.preactivation = preactivation
         self.first_activation = bool(first_activation)
         # Names, not layers: a list of layers would be a second way to them in weight files.
-        self._chain: list[str] = []
+        self._names: list[str] = []
         for number, convolution in enumerate(convolutions, start=1):
             normalizes = not preactivation or self.first_activation or number > 1
             if preactivation and normalizes:
@@ -84,10 +84,11 @@ class ResidualFunction(layers.Layer):
     def _append(self, name: str, layer: layers.Layer) -> None:
         layer.name = name
         setattr(self, name, layer)
-        self._chain.append(name)
+        self._names.append(name)
 
-    def _layers_in_order(self) -> list[layers.Layer]:
-        return [getattr(self, name) for name in self._chain]
+    def chain(self) -> list[layers.Layer]:
+        """The layers, from input to output."""
+        return [getattr(self, name) for name in self._names]
 
     def _normalization(self) -> layers.Layer:
         return BatchNormalization(
@@ -120,23 +121,23 @@ class ResidualFunction(layers.Layer):
     @property
     def output_scale_variables(self) -> list[Any]:
         """Variables in which the output is linear: scaling them all scales the output."""
-        last = self._layers_in_order()[-1]
+        last = self.chain()[-1]
         return [last.kernel] if self.preactivation else [last.gamma, last.beta]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        for layer in self._layers_in_order():
+        for layer in self.chain():
             layer.build(input_shape)
             input_shape = layer.compute_output_shape(input_shape)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         x = inputs
-        for layer in self._layers_in_order():
+        for layer in self.chain():
             arguments = {"training": training} if isinstance(layer, BatchNormalization) else {}
             x = layer(x, **arguments)
         return x
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        for layer in self._layers_in_order():
+        for layer in self.chain():
             input_shape = layer.compute_output_shape(input_shape)
         return tuple(input_shape)
 
