@@ -10,6 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LOGS := build/test
+# What tests compare networks with. Without what it depends on: that is torchvision, which would
+# bring another torch with gigabytes of CUDA libraries, and requests, which others bring.
+PEER := pytorchcv==0.0.74
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: help demo test lint format bench readme clean $(BACKENDS:%=test-%)
@@ -34,6 +37,7 @@ $(VENV)/.dev: EXTRA := dev
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "Installing mf_zoo[$(EXTRA)] into $(VENV) (minutes, the first time)"
 	@$(PIP) install -e ".[$(EXTRA)]"
+	@if [ "$(EXTRA)" != plot ]; then $(PIP) install --no-deps $(PEER); fi
 	@touch $@
 
 demo: $(VENV)/.demo
