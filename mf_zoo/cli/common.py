@@ -36,6 +36,14 @@ def input_errors() -> Iterator[None]:
         raise RunError(str(error)) from error
 
 
+def default_weights(model: str) -> str:
+    """Name of the weights to take where none is named: the only ones, else those of CIFAR-10."""
+    from mf_zoo import weights as registry
+
+    names = [record.name for record in registry.records(model=model)]
+    return names[0] if len(names) == 1 else "cifar10"
+
+
 def load_trained(
     model: str,
     weights: str,

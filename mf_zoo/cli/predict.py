@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import input_errors, load_trained, one_line
+from mf_zoo.cli.common import default_weights, input_errors, load_trained, one_line
 from mf_zoo.training.runs import RunError
 
 
@@ -46,14 +46,11 @@ def _predict(options: argparse.Namespace) -> int:
     import numpy as np
 
     from mf_zoo import applications, data
-    from mf_zoo import weights as registry
 
     with input_errors():
         files = data.image_files(options.images)
-    if options.weights is None:
-        names = [record.name for record in registry.records(model=options.model)]
-        options.weights = names[0] if len(names) == 1 else "cifar10"
-    model, dataset = load_trained(options.model, options.weights, options.dataset, "softmax")
+    weights = options.weights or default_weights(options.model)
+    model, dataset = load_trained(options.model, weights, options.dataset, "softmax")
     if not 1 <= options.top <= model.output_shape[-1]:
         raise RunError(
             f"`--top` must be from 1 to {model.output_shape[-1]}. Received: {options.top}"

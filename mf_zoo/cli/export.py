@@ -1,0 +1,63 @@
+"""`mf-zoo export`: a trained network as a file for other runtimes."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mf_zoo.cli.common import default_weights, input_errors, load_trained
+
+# Of `mf_zoo.deploy.FORMATS`, which would import Keras.
+_SUFFIXES = {"keras": ".keras", "onnx": ".onnx", "litert": ".tflite", "saved_model": ""}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "export",
+        help="write a trained network as a file for other runtimes",
+        description="Fold a trained network into plain layers, write it as a file that needs "
+        "nothing of mf_zoo, run that file on real images and compare.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="such as MFResNet20")
+    parser.add_argument(
+        "--format",
+        choices=_SUFFIXES,
+        required=True,
+        help="keras (Keras alone loads it), onnx (onnxruntime), litert (LiteRT) or saved_model "
+        "(a folder for TensorFlow)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="registered name, .weights.h5 file or run folder (default: the model's registered "
+        "weights, of several those of cifar10)",
+    )
+    parser.add_argument("--dataset", help="of a .weights.h5 file: cifar10 (default) or cifar100")
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH", help="default: MODEL-WEIGHTS with the right ending"
+    )
+    parser.add_argument("--logits", action="store_true", help="scores instead of probabilities")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mf_zoo import deploy
+
+    weights = options.weights or default_weights(options.model)
+    activation = None if options.logits else "softmax"
+    model, _ = load_trained(options.model, weights, options.dataset, activation)
+    # Of a file or a run folder the name says which it is.
+    stem = Path(weights).name.removesuffix(".weights.h5")
+    default = Path(f"{options.model.lower()}-{stem}{_SUFFIXES[options.format]}")
+    output = options.output or default
+    with input_errors():
+        difference = deploy.export(model, output, options.format, overwrite=options.overwrite)
+    runtime = deploy.FORMATS[options.format].runtime
+    checked = (
+        f"not checked: no {runtime} is installed"
+        if difference is None
+        else f"run by {runtime} on real images, outputs differ by at most {difference:.1e}"
+    )
+    size = sum(part.stat().st_size for part in (output, *output.rglob("*")) if part.is_file())
+    print(f"{output}: {size / 1e6:.1f} MB; {checked}")

@@ -1,0 +1,255 @@
+"""Exported files compute what the model does, each in its own runtime, without mf_zoo."""
+
+import importlib.util
+import inspect
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from networks import close, randomized, small
+
+from mf_zoo import applications, cli, data, deploy
+from mf_zoo.deploy import writer
+from mf_zoo.training import RunError
+
+pytestmark = pytest.mark.once
+
+IMAGES = data.sample("cifar10")[0].astype("float32")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return applications.MFResNet20(weights="cifar10")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return model.predict(IMAGES, verbose=0)
+
+
+# Each returns what a file computes of a batch of images, and of the first one alone.
+
+
+def run_onnx(path, images):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return [session.run(None, {name: batch})[0] for batch in (images, images[:1])]
+
+
+def run_litert(path, images):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(str(path))
+    index = interpreter.get_input_details()[0]["index"]
+
+    def run(batch):
+        interpreter.resize_tensor_input(index, batch.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(index, batch)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    return [run(batch) for batch in (images, images[:1])]
+
+
+# In a process that has nothing of mf_zoo.
+_ELSEWHERE = """
+    import sys
+    sys.modules["mf_zoo"] = None
+    import numpy as np
+    if sys.argv[1].endswith(".keras"):
+        import keras
+        run = keras.saving.load_model(sys.argv[1]).predict_on_batch
+    else:
+        import tensorflow as tf
+        loaded = tf.saved_model.load(sys.argv[1])
+        run = lambda batch: loaded.serve(tf.constant(batch)).numpy()
+    images = np.load("images.npy")
+    np.savez("outputs.npz", run(images), run(images[:1]))
+"""
+
+
+def run_elsewhere(path, images):
+    np.save(path.parent / "images.npy", images)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_ELSEWHERE), path.name],
+        cwd=path.parent,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (path.parent / "images.npy").unlink()
+    with np.load(path.parent / "outputs.npz") as outputs:
+        return list(outputs.values())
+
+
+RUNTIMES = {
+    "keras": run_elsewhere,
+    "onnx": run_onnx,
+    "litert": run_litert,
+    "saved_model": run_elsewhere,
+}
+
+
+@pytest.mark.parametrize("format", deploy.FORMATS)
+def test_the_file_computes_what_the_model_does(format, model, expected, tmp_path):
+    path = tmp_path / f"model{deploy.FORMATS[format].suffix}"
+    difference = deploy.export(model, path, format)
+    received, first = RUNTIMES[format](path, IMAGES)
+    close(received, expected)
+    close(first, expected[:1])
+    np.testing.assert_array_equal(received.argmax(1), expected.argmax(1))
+    # What it reports is the difference on every tenth image.
+    assert difference == pytest.approx(np.abs(received - expected)[::10].max(), abs=2e-6)
+    assert {file.name for file in tmp_path.iterdir()} - {"outputs.npz"} == {path.name}
+
+
+@pytest.mark.parametrize("format", ["onnx", "litert"])
+def test_grouped_convolutions_and_another_size(format, tmp_path):
+    network = randomized(small("ResNeXt", input_shape=(24, 40, 3), classifier_activation="softmax"))
+    images = IMAGES[:4, :24].repeat(2, axis=2)[:, :, :40]
+    path = tmp_path / f"model{deploy.FORMATS[format].suffix}"
+    assert deploy.export(network, path, format) < 1e-4
+    close(RUNTIMES[format](path, images)[0], network.predict(images, verbose=0))
+
+
+def test_without_check(tmp_path):
+    inputs = keras.Input((3,))
+    two = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(3)(inputs)])
+    assert deploy.export(two, tmp_path / "two.keras", "keras") is None
+    got = keras.saving.load_model(tmp_path / "two.keras").predict(np.ones((1, 3)), verbose=0)
+    for received, wanted in zip(got, two.predict(np.ones((1, 3)), verbose=0), strict=True):
+        close(received, wanted)
+
+
+def _partial_and_kill(source, format, path, *images):
+    import os
+    import pathlib
+    import signal
+
+    place = pathlib.Path(path)
+    if format == "saved_model":
+        place.mkdir()
+        place = place / "saved_model.pb"
+    place.write_bytes(b"half of a fil")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _another_model(source, format, path, images, outputs):
+    import pathlib
+
+    import numpy
+
+    pathlib.Path(path).write_bytes(b"a file")
+    numpy.save(outputs, numpy.full((20, 10), 0.1))
+
+
+def _no_room(source, format, path, *images):
+    raise OSError(28, "No space left on device", path)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (_partial_and_kill, "'onnx' cannot be written: exit code -9"),
+        (_another_model, r"model\.onnx does not compute what the model does.*differ by 0\.\d+"),
+        (_no_room, r"'onnx' cannot be written: OSError: \[Errno 28\] No space left on device"),
+    ],
+)
+def test_what_was_there_stays_if_the_new_file_fails(script, message, model, tmp_path, monkeypatch):
+    broken = tmp_path / "script" / "writer.py"
+    broken.parent.mkdir()
+    source = inspect.getsource(script)
+    broken.write_text(f"import sys\n{source}\n{script.__name__}(*sys.argv[1:])\n")
+    monkeypatch.setattr(writer, "__file__", str(broken))
+    path = tmp_path / "model.onnx"
+    path.write_text("the old one")
+    with pytest.raises(RunError, match=message):
+        deploy.export(model, path, "onnx", overwrite=True)
+    assert path.read_text() == "the old one"
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "script"}
+
+
+def test_a_saved_model_is_replaced_whole_or_not_at_all(model, tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    tiny = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    deploy.export(tiny, path, "saved_model")
+    before = {file.relative_to(path): file.read_bytes() for file in path.rglob("*.*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "__file__", str(tmp_path / "no such script"))
+        with pytest.raises(RunError, match="can't open file"):
+            deploy.export(tiny, path, "saved_model", overwrite=True)
+    assert before == {file.relative_to(path): file.read_bytes() for file in path.rglob("*.*")}
+    larger = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    deploy.export(larger, path, "saved_model", overwrite=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"model"}
+    got = run_elsewhere(path, np.ones((1, 3), "float32"))
+    close(got[0], larger.predict(np.ones((1, 3)), verbose=0))
+
+
+def test_arguments(model, tmp_path, monkeypatch):
+    (tmp_path / "there.onnx").write_text("")
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "folder").mkdir()
+    for error, path, format, overwrite, message in [
+        (ValueError, "a.onnx", "tflite", False, r"one of \['keras', .*Received: format='tflite'"),
+        (
+            ValueError,
+            "a.tflite",
+            "onnx",
+            False,
+            r"must end in '\.onnx'.*Received: path=.*a\.tflite",
+        ),
+        (
+            FileNotFoundError,
+            "no/a.onnx",
+            "onnx",
+            False,
+            r"must exist\. Received: path=.*no/a\.onnx",
+        ),
+        (
+            FileExistsError,
+            "there.onnx",
+            "onnx",
+            False,
+            r"must be new.*there\.onnx', overwrite=False",
+        ),
+        (FileExistsError, "folder.onnx", "onnx", True, "an existing file. Received: .*folder.onnx"),
+        (FileExistsError, "folder", "saved_model", True, "an existing folder with a SavedModel"),
+    ]:
+        with pytest.raises(error, match=message):
+            deploy.export(model, tmp_path / path, format, overwrite=overwrite)
+    channels_first = keras.Sequential(
+        [keras.Input((3, 8, 8)), keras.layers.Conv2D(2, 3, data_format="channels_first")]
+    )
+    with pytest.raises(ValueError, match=r"channels last.*Received: channels first in 'conv2d"):
+        deploy.export(channels_first, tmp_path / "a.onnx", "onnx")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "tf2onnx" else find(name)
+    )
+    with pytest.raises(ImportError, match=r"pip install 'mf_zoo\[export\]'\. Received: no tf2onnx"):
+        deploy.export(model, tmp_path / "a.onnx", "onnx")
+    assert {file.name for file in tmp_path.iterdir()} == {"there.onnx", "folder.onnx", "folder"}
+
+
+def test_the_command(tmp_path, capsys, monkeypatch, expected):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", "MFResNet20", "--format", "keras"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mfresnet20-cifar10.keras: 1.")
+    assert "run by keras on real images" in out
+    got = keras.saving.load_model("mfresnet20-cifar10.keras").predict(IMAGES, verbose=0)
+    close(got, expected)
+    assert cli.main(["export", "MFResNet20", "--format", "keras"]) == 2
+    assert "must be new" in capsys.readouterr().err
+    command = "export MFResNet20 --format keras --output logits.keras --logits"
+    assert cli.main(command.split()) == 0
+    logits = keras.saving.load_model("logits.keras").predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(
+        np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, rtol=1e-3, atol=1e-5
+    )
+    assert cli.main(["export", "MFResNet110", "--format", "keras"]) == 2
+    assert "none are registered" in capsys.readouterr().err
