@@ -3,9 +3,11 @@
 import argparse
 import csv
 import gc
+import importlib.metadata
 import logging
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -189,10 +191,18 @@ def quiet() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
-def parser(description: str, rounds: int, steps: int) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has."""
+def say(text: str) -> None:
+    """Tells what is being done, on standard error."""
+    print(f"... {text}", file=sys.stderr, flush=True)
+
+
+def parser(
+    description: str, rounds: int, steps: int, batch: int | None = 128
+) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has; `--batch` where it has a default."""
     result = argparse.ArgumentParser(description=description)
-    result.add_argument("--batch", type=positive, default=128, help="images in a batch")
+    if batch is not None:
+        result.add_argument("--batch", type=positive, default=batch, help="images in a batch")
     result.add_argument("--rounds", type=positive, default=rounds, help="rounds; each has a ratio")
     result.add_argument("--steps", type=positive, default=steps, help="steps per side and round")
     result.add_argument("--threads", type=positive, help="threads (default: all)")
@@ -223,18 +233,25 @@ def limit_threads(threads: int | None) -> None:
         )
 
 
-def circumstances(batch: int, threads: int | None) -> dict[str, str]:
-    """What every result depends on: date, backend, versions, machine, batch."""
+def circumstances(batch: int | Sequence[int], threads: int | None, *others: str) -> dict[str, str]:
+    """What every result depends on: date, backend, versions, machine, batch.
+
+    Args:
+        batch: Images in a batch, one number or several.
+        threads: Number of threads the backend was limited to; `None` for all.
+        *others: Names of further packages that take part.
+    """
     import keras
 
     from mf_zoo.training import runs
 
+    versions = runs.versions() | {name: importlib.metadata.version(name) for name in others}
     return {
         "date": runs.now()[:10],
         "backend": keras.config.backend(),
-        "versions": " ".join(f"{name}-{version}" for name, version in runs.versions().items()),
+        "versions": " ".join(f"{name}-{version}" for name, version in versions.items()),
         "machine": runs.device(threads),
-        "batch": str(batch),
+        "batch": str(batch) if isinstance(batch, int) else " ".join(map(str, batch)),
     }
 
 
@@ -289,9 +306,9 @@ def table(rows: Sequence[Comparison]) -> str:
                 row.measure,
                 row.policy,
                 row.side,
-                f"{row.side_seconds:.3f}",
+                f"{row.side_seconds:.4g}",
                 row.baseline,
-                f"{row.baseline_seconds:.3f}",
+                f"{row.baseline_seconds:.4g}",
                 f"{row.ratio:.3f}",
                 f"[{row.ratio_min:.3f}, {row.ratio_max:.3f}]",
                 "" if row.target is None else f"<= {row.target:.2f}",

@@ -168,13 +168,13 @@ def measure(
         turn = repeat % len(names)
         order = names[turn:] + names[:turn]
         for name in order:
-            _say(f"ResNet-{depth}, {repeat + 1}/{compile_repeats}: building {name}")
+            harness.say(f"ResNet-{depth}, {repeat + 1}/{compile_repeats}: building {name}")
             taken, models[name] = harness.timed_once(lambda build=sides[name]: build(depth))
             seconds["build"][name].append(taken)
         if repeat == 0:
             check_equal(models, images, 1e-3 if policy == "float32" else 5e-2)
         for name in order:
-            _say(f"ResNet-{depth}, {repeat + 1}/{compile_repeats}: first step of {name}")
+            harness.say(f"ResNet-{depth}, {repeat + 1}/{compile_repeats}: first step of {name}")
             taken, _ = harness.timed_once(
                 lambda model=models[name]: model.train_on_batch(images, labels)
             )
@@ -191,10 +191,10 @@ def measure(
         calls("train_on_batch", images, labels),
         calls("predict_on_batch", images),
     )
-    _say(f"ResNet-{depth}: training steps")
+    harness.say(f"ResNet-{depth}: training steps")
     harness.interleave(training, 1, 1)
     seconds["train"] = harness.interleave(training, rounds, steps)
-    _say(f"ResNet-{depth}: predictions")
+    harness.say(f"ResNet-{depth}: predictions")
     harness.interleave(predicting, 1, 1)
     seconds["predict"] = harness.interleave(predicting, rounds, steps)
     seconds["compile"] = compile_seconds(seconds.pop("first"), seconds["train"])
@@ -233,7 +233,7 @@ def warm_up(batch: int) -> None:
     """Does what only the first network of a process pays for: imports, kernels of each shape."""
     images, labels = harness.images_and_labels(batch)
     for name, build in builders().items():
-        _say(f"warming up with {name}")
+        harness.say(f"warming up with {name}")
         model = build(20)
         model.train_on_batch(images, labels)
         model.predict_on_batch(images)
@@ -276,10 +276,6 @@ def _cell(row: dict[str, str] | None) -> str:
         return ""
     text = f"{float(row['ratio']):.2f}"
     return f"**{text}**" if row["met"] == "no" else text
-
-
-def _say(text: str) -> None:
-    print(f"... {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

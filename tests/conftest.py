@@ -25,6 +25,7 @@ import functools, importlib.util, pathlib, sys
 import numpy as np
 
 raw, out, limit = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+name = sys.argv[4]
 spec = importlib.util.spec_from_file_location("prepare_cifar", raw / "prepare_cifar.py")
 prepare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(prepare)
@@ -33,11 +34,11 @@ prepare.SHARDS = {"train": ["train-0"], "test": ["test"]}
 prepare.read_shard = functools.cache(prepare.read_shard)
 arrays = {}
 for split in prepare.SHARDS:
-    images, columns = prepare.read_split("cifar10", split)
+    images, columns = prepare.read_split(name, split)
     arrays |= {f"{split}_image": images[:limit], f"{split}_label": columns["label"][:limit]}
-np.savez(out / "cifar10.npz", **arrays)
-if importlib.util.find_spec("tensorflow_datasets"):
-    prepare.write_tfds("cifar10", out, limit)
+np.savez(out / f"{name}.npz", **arrays)
+if name == "cifar10" and importlib.util.find_spec("tensorflow_datasets"):
+    prepare.write_tfds(name, out, limit)
 """
 
 
@@ -59,12 +60,25 @@ def cifar10_dir(cifar10_raw, request, tmp_path_factory) -> pathlib.Path:
     """A data_dir with the first 500 images of each split of the real CIFAR-10.
 
     It holds `cifar10.npz` and, where tensorflow-datasets is installed, the same images prepared
-    by it (`cifar10/3.0.2`). Prepared once and kept in pytest's cache for the next runs.
+    by it (`cifar10/3.0.2`).
     """
+    return _prepared("cifar10", cifar10_raw, request, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def cifar100_dir(cifar10_raw, request, tmp_path_factory) -> pathlib.Path:
+    """A data_dir with the first 500 images of each split of CIFAR-100, as `cifar100.npz`."""
+    if not (cifar10_raw / "cifar100" / "test.webp").is_file():
+        pytest.skip(f"needs real CIFAR-100: no cifar100/test.webp in {cifar10_raw}")
+    return _prepared("cifar100", cifar10_raw, request, tmp_path_factory)
+
+
+def _prepared(dataset: str, raw: pathlib.Path, request, tmp_path_factory) -> pathlib.Path:
+    """A folder with a dataset's images, prepared once and kept in pytest's cache."""
     key = hashlib.sha256(_PREPARE.encode())
-    for source in ("prepare_cifar.py", "cifar10/pixels.sha256"):
-        key.update((cifar10_raw / source).read_bytes())
-    name = f"cifar10-{_LIMIT}-{key.hexdigest()[:12]}"
+    for source in ("prepare_cifar.py", f"{dataset}/pixels.sha256"):
+        key.update((raw / source).read_bytes())
+    name = f"{dataset}-{_LIMIT}-{key.hexdigest()[:12]}"
     cache = getattr(request.config, "cache", None)
     parent = cache.mkdir("mf-zoo") if cache else tmp_path_factory.mktemp("mf-zoo")
     folder = parent / name
@@ -72,7 +86,7 @@ def cifar10_dir(cifar10_raw, request, tmp_path_factory) -> pathlib.Path:
         beside = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=parent))
         try:
             subprocess.run(
-                [sys.executable, "-c", _PREPARE, cifar10_raw, beside, str(_LIMIT)],
+                [sys.executable, "-c", _PREPARE, raw, beside, str(_LIMIT), dataset],
                 check=True,
                 env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
             )

@@ -1,0 +1,53 @@
+"""The guides run, on real images, and do what they say."""
+
+import importlib.util
+
+import keras
+import numpy as np
+from conftest import ROOT
+
+from mf_zoo import applications
+from mf_zoo.layers import stages
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fine_tuning(cifar100_dir, tmp_path, monkeypatch, capsys):
+    guide = example("fine_tune")
+    # JAX compiles a training step of a whole network for most of a minute: one phase there.
+    epochs = ["12", "0" if keras.config.backend() == "jax" else "1"]
+    snapshots = []
+    evaluate = keras.Model.evaluate
+
+    def look(self, *arguments, **options):
+        snapshots.append([np.array(weight) for weight in self.get_weights()])
+        return evaluate(self, *arguments, **options)
+
+    monkeypatch.setattr(keras.Model, "evaluate", look)
+    path = tmp_path / "tuned.keras"
+    arguments = ["--data-dir", str(cifar100_dir), "--images", "500", "--output", str(path)]
+    found = guide.main([*arguments, "--epochs", *epochs])
+
+    pretrained = applications.MFResNet20(weights="cifar10", include_top=False).get_weights()
+    frozen, unfrozen = snapshots
+    # Frozen, the body stays as it was, to the bit: BatchNormalization's statistics and times too.
+    for before, after in zip(pretrained, frozen, strict=False):
+        np.testing.assert_array_equal(before, after)
+    changed = [not np.array_equal(a, b) for a, b in zip(frozen, unfrozen, strict=True)]
+    assert all(changed) if epochs[1] != "0" else not any(changed)
+    # 500 images of 100 classes teach little, and more than guessing (1 %, standard deviation 0.4).
+    assert 0.03 < found["frozen body"] < 0.5
+    out = capsys.readouterr().out
+    assert f"frozen body: accuracy {100 * found['frozen body']:.1f} % on 500 test images" in out
+
+    loaded = keras.saving.load_model(path)
+    for ours, theirs in zip(loaded.get_weights(), unfrozen, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for stage in stages(loaded):
+        order = np.argsort(keras.ops.convert_to_numpy(stage.times)).tolist()
+        assert f"{stage.name}: particles in the order of depth {order}" in out
