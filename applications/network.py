@@ -225,4 +225,5 @@ def network(
         x = kind(name=f"{pooling}_pool")(x)
     if input_tensor is not None:
         inputs = keras.utils.get_source_inputs(inputs)
+        inputs = inputs[0] if len(inputs) == 1 else inputs
     return keras.Model(inputs, x, name=name)

@@ -10,7 +10,13 @@ from conftest import ROOT
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import batch_normalization, harness, train_step
+from benchmarks import (
+    batch_normalization,
+    deployment,
+    grouped_convolution,
+    harness,
+    train_step,
+)
 from benchmarks.plain_resnet import plain_resnet
 from mf_zoo.layers import stages
 
@@ -108,6 +114,56 @@ def test_batch_normalization_networks_have_the_policies_they_say(monkeypatch):
         assert layer.dtype_policy.name == policy
         package = "mf_zoo" if name == batch_normalization.OURS else "keras"
         assert type(layer).__module__.split(".")[0] == package
+
+
+@pytest.mark.once
+def test_the_folded_network_is_compared_with_itself():
+    images = harness.images_and_labels(4)[0].astype("float32")
+    models = deployment.networks(20)
+    outputs = {name: model.predict_on_batch(images) for name, model in models.items()}
+    assert list(outputs) == ["folded", "plain Keras", "mean-field"]
+    deployment.check_equal({**outputs, "torch eager": np.zeros((4, 10))})
+    outputs["folded"] = outputs["folded"] + 2e-4 * np.abs(outputs["plain Keras"]).max()
+    with pytest.raises(AssertionError, match="folded"):
+        deployment.check_equal(outputs)
+
+
+@pytest.mark.once
+def test_the_table_of_deployment(tmp_path):
+    seconds = {"folded": [1.0, 2.0], "plain Keras": [2.0, 3.0], "onnxruntime": [0.5, 0.5]}
+    rows = [
+        harness.compare(
+            seconds, "folded", side, depth=20, measure=measure, policy="float32", target=target
+        )
+        for measure in ("predict, batch 1", "on batch, batch 1")
+        for side, target in (("plain Keras", deployment.TARGET), ("onnxruntime", None))
+    ]
+    shared = {"backend": "here", "machine": "a core", "date": "2026-01-01", "versions": "keras-3"}
+    harness.write_csv(tmp_path / "deployment-here.csv", rows[:3], shared)
+    with pytest.raises(KeyError, match="onnxruntime"):  # a side without a figure is no table
+        deployment.readme_table(tmp_path)
+    harness.write_csv(tmp_path / "deployment-here.csv", rows, shared)
+    # Ratios of a round: 0.5 and 2 / 3, their median 7 / 12, so 1.71 times as fast.
+    assert deployment.readme_table(tmp_path).splitlines()[:4] == [
+        "| backend | depth | measure | plain Keras | onnxruntime |",
+        "|---|---|---|---|---|",
+        "| here | 20 | predict, batch 1 | 1.71 | 0.33 |",
+        "| here | 20 | on batch, batch 1 | 1.71 | 0.33 |",
+    ]
+
+
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTorch needs no other way")
+def test_both_grouped_convolutions_have_the_same_gradients():
+    images = np.random.default_rng(0).normal(size=(2, 6, 6, 8)).astype("float32")
+    both = grouped_convolution.layers((4, 2, 6))
+    found = [
+        [np.asarray(gradient) for gradient in grouped_convolution.gradient_step(layer, images)()]
+        for layer in both.values()
+    ]
+    for ours, native in zip(*found, strict=True):
+        assert np.abs(native).max() > 0.1
+        np.testing.assert_allclose(ours, native, rtol=1e-4, atol=1e-4)
+    assert [gradient.shape for gradient in found[0]] == [(3, 3, 2, 8), images.shape]
 
 
 @pytest.mark.once
