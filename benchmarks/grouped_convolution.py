@@ -10,6 +10,7 @@ Two measures, on the active backend:
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
@@ -136,6 +137,29 @@ def measure_training(batch: int, rounds: int, policy: str) -> list[harness.Compa
             target=TARGET,
         )
     ]
+
+
+def readme_table(results: Path = harness.RESULTS) -> str:
+    """The committed results as a Markdown table.
+
+    Args:
+        results: Folder of the `grouped_convolution-*.csv`.
+    """
+    lines = ["| backend | measure | against | ratio of times |", "|---|---|---|---|"]
+    notes = []
+    for path in sorted(results.glob("grouped_convolution-*.csv")):
+        rows = harness.read_csv(path)
+        for row in rows:
+            ratio = f"{float(row['ratio']):.2g}"
+            ratio = f"**{ratio}**" if row["met"] == "no" else ratio
+            lines.append(f"| {row['backend']} | {row['measure']} | {row['baseline']} | {ratio} |")
+        notes.append(
+            "- {backend}: {policy}, batch {batch}, {machine}; {date}; {versions}.".format(**rows[0])
+        )
+    notes.append(
+        f"- Target: a training step at most {TARGET:.0f} times PyTorch's; a miss is in bold."
+    )
+    return "\n".join([*lines, "", *notes])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ The weights come from the records in `weights/`, the benchmark from `benchmarks/
 import re
 from pathlib import Path
 
-from benchmarks.train_step import readme_table
+from benchmarks import deployment, grouped_convolution, train_step
 from mf_zoo.weights.__main__ import table
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -14,7 +14,13 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def updated(text: str) -> str:
     """The text with its generated parts made anew."""
-    for name, content in (("weights", table()), ("benchmark", readme_table())):
+    parts = {
+        "weights": table(),
+        "benchmark": train_step.readme_table(),
+        "deployment": deployment.readme_table(),
+        "grouped": grouped_convolution.readme_table(),
+    }
+    for name, content in parts.items():
         pattern = rf"(<!-- {name}: begin [^\n]*-->\n).*?(<!-- {name}: end -->)"
         text, count = re.subn(
             pattern, lambda m, new=content: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL

@@ -55,6 +55,16 @@ def test_parameters(model, build):
     assert model.output_shape == (None, 10) and model.input_shape == (None, 32, 32, 3)
 
 
+@pytest.mark.once
+def test_post_activation_variant():
+    model = applications.ResNet164(preactivation=False)
+    assert parameters(model) == 1_704_154  # the number that is often quoted for ResNet-164
+    assert parameters(applications.MFResNet164(preactivation=False)) == 1_704_154
+    assert all(stage.activation is keras.activations.relu for stage in stages(model))
+    with pytest.raises(ValueError, match=r"preactivation=True.*Received: weights='cifar10'"):
+        applications.ResNet164(preactivation=False, weights="cifar10")
+
+
 def test_the_body_of_any_size_takes_the_same_weights(model, build):
     channels = applications.architecture(build.__name__).channels[-1]
     body = build(include_top=False, input_shape=(None, None, 3))
