@@ -31,7 +31,7 @@ class GroupedConv2D(keras.layers.Conv2D):
     """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        # Measured on a CPU, forward and backward: native over this, 9 to 550 times
+        # Measured on a CPU, forward and backward: native over this, 26 to 360 times
         # (benchmarks/results/grouped_convolution-tensorflow.csv and -jax.csv).
         if (
             self.groups == 1
