@@ -157,7 +157,7 @@ def readme_table(results: Path = harness.RESULTS) -> str:
             "- {backend}: {policy}, batch {batch}, {machine}; {date}; {versions}.".format(**rows[0])
         )
     notes.append(
-        f"- Target: a training step in at most {TARGET:.0f} times PyTorch's time; a miss is in bold."
+        f"- Target: a training step in at most {TARGET:.0f} times PyTorch's time; else in bold."
     )
     return "\n".join([*lines, "", *notes])
 
