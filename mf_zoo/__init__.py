@@ -8,7 +8,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("applications", "data", "layers", "optimizers", "training", "weights")
+_SUBPACKAGES = ("applications", "data", "layers", "optimizers", "training", "tuning", "weights")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 
