@@ -333,18 +333,22 @@ def load_data(dataset: str, data_dir, holdout: int, limit: int | None):
     )
 
 
-def make_batches(images, labels, recipe: Recipe, seed: int, classes: int) -> data.Batches:
-    """The recipe's batches of training images, everything random in them drawn from `seed`."""
-    augment = data.Augmentation(
+def augmentation(recipe: Recipe) -> data.Augmentation:
+    """The recipe's augmentation of training images."""
+    return data.Augmentation(
         padding=recipe.padding, flip=recipe.flip, cutout=recipe.cutout, mixup=recipe.mixup
     )
+
+
+def make_batches(images, labels, recipe: Recipe, seed: int, classes: int) -> data.Batches:
+    """The recipe's batches of training images, everything random in them drawn from `seed`."""
     # A `Batches` on TensorFlow too: its epoch can be set, whatever Keras looks at beforehand.
     return data.batches(
         images,
         labels,
         recipe.batch_size,
         shuffle=True,
-        augment=augment,
+        augment=augmentation(recipe),
         seed=seed,
         num_classes=classes,
         backend="pydataset",

@@ -47,7 +47,8 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         models: Name of a model of `mf_zoo.applications`, or several to choose from.
         classes: Number of classes; `None` for that of the registered weights, else 10.
         recipe: A name of `mf_zoo.training.RECIPES`, a `.toml` file, or a `Recipe`: the values that
-            are not searched, and the defaults of those that are.
+            are not searched, and, where they are among the choices, the defaults of those that
+            are.
         search: What to search: names of recipe values, with the ranges of `mf_zoo.tuning.SPACE`,
             or a mapping from names to a list (a choice) or a pair `(low, high)` of numbers (a
             range, logarithmic from a decade on). `None` is all of `SPACE` that applies: without
@@ -142,6 +143,9 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         steps = -(-self.train_images // recipe.batch_size)
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
+            # It takes a seed of Keras's, and `train` makes it before the network: with it, the
+            # recipe and the seed train there to the very weights of the trial.
+            runner.augmentation(recipe)
         with runner.dtype_policy(recipe.dtype_policy):
             network = runner.build_network(self.models[model], recipe, self.classes, self.weights)
             for pattern in self.freeze:
@@ -269,19 +273,20 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
                         values[name] = self._value(hp, name)
 
         declare(name for name in self.space if name not in MEAN_FIELD)
-        declare(("quadrature", "initial_times", "noise_temperature"), *only_mean_field)
-        conditions = only_mean_field
-        rules = [rule for one in hp.space if one.name == "quadrature" for rule in one.values]
-        moving = [rule for rule in rules if rule != "uniform"]
-        if len(moving) < len(rules):
-            conditions = [*conditions, ("quadrature", moving)]
-        if moving or not rules:
-            declare(("time_learning_rate_multiplier",), *conditions)
-        conditions = only_mean_field
-        if "horizon" in self.space and not _given(hp, "horizon"):
-            declare(("fixed_horizon",), *conditions)
-            conditions = [*conditions, ("fixed_horizon", [True])]
-        declare(("horizon", "mean_field_scaling"), *conditions)
+        if self.mean_field:
+            declare(("quadrature", "initial_times", "noise_temperature"), *only_mean_field)
+            conditions = only_mean_field
+            rules = [rule for one in hp.space if one.name == "quadrature" for rule in one.values]
+            moving = [rule for rule in rules if rule != "uniform"]
+            if len(moving) < len(rules):
+                conditions = [*conditions, ("quadrature", moving)]
+            if moving or not rules:
+                declare(("time_learning_rate_multiplier",), *conditions)
+            conditions = only_mean_field
+            if "horizon" in self.space and not _given(hp, "horizon"):
+                declare(("fixed_horizon",), *conditions)
+                conditions = [*conditions, ("fixed_horizon", [True])]
+            declare(("horizon", "mean_field_scaling"), *conditions)
         values.pop("fixed_horizon", None)
         if not mean_field:
             values |= dict.fromkeys(MEAN_FIELD)

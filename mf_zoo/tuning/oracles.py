@@ -1,13 +1,15 @@
 """Oracles of keras-tuner whose state survives kills, of themselves and of their workers."""
 
 import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras_tuner
+from keras_tuner.engine import hyperparameters
 
 from mf_zoo.training import runs
 
@@ -64,6 +66,9 @@ class _Durable:
             if file.parent.name.removeprefix("trial_") not in known:
                 file.unlink()
         super().reload()
+        for trial in self.trials.values():
+            if trial.trial_id not in self.end_order:
+                _forget(trial)
 
     # --- Trials and workers
 
@@ -90,6 +95,7 @@ class _Durable:
         if tuner_id not in self.ongoing_trials:
             for other in [other for other in self.ongoing_trials if self._lost(other)][:1]:
                 self.ongoing_trials[tuner_id] = trial = self.ongoing_trials.pop(other)
+                _forget(trial)
                 self.tuner_ids.add(tuner_id)
                 print(
                     f"trial {trial.trial_id}: {tuner_id} goes on for {other}, not heard of for "
@@ -119,6 +125,11 @@ class _Durable:
                 self.on_trial_end(self, self.trials[trial.trial_id])
 
 
+def _forget(trial: Any) -> None:
+    """Drops what a run that did not end has reported; keras-tuner would keep it."""
+    trial.metrics = type(trial.metrics)()
+
+
 class RandomSearchOracle(_Durable, keras_tuner.oracles.RandomSearchOracle):
     """Values drawn at random."""
 
@@ -131,8 +142,33 @@ class HyperbandOracle(_Durable, keras_tuner.oracles.HyperbandOracle):
     """Many short trials, of which the best are trained on."""
 
 
-class GridSearchOracle(_Durable, keras_tuner.oracles.GridSearchOracle):
-    """Every combination, from the defaults on."""
+class GridSearchOracle(_Durable, keras_tuner.Oracle):
+    """Every combination of values once, the defaults first; ten values of a range of floats.
+
+    keras-tuner's own keeps its place in the grid in memory alone: a search that is reloaded ends
+    early, or fails. Here the place is the number of the trial. It supposes a space that is known
+    from the first trial on.
+    """
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        rest = itertools.islice(self._combinations({}, self.get_space().space), int(trial_id), None)
+        values = next(rest, None)
+        return {"status": "STOPPED" if values is None else "RUNNING", "values": values}
+
+    def _combinations(self, values: dict[str, Any], space: list) -> Iterator[dict[str, Any]]:
+        if not space:
+            yield values
+            return
+        one, *rest = space
+        hp = self.get_space()
+        hp.values = values
+        if not hp.is_active(one):
+            yield from self._combinations(values, rest)
+            return
+        numbers = isinstance(one, (hyperparameters.Float, hyperparameters.Int))
+        choices = sorted(one.values) if numbers else list(one.values)
+        for value in [one.default, *(value for value in choices if value != one.default)]:
+            yield from self._combinations({**values, one.name: value}, rest)
 
 
 class Heartbeat:

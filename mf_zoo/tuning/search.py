@@ -1,7 +1,6 @@
 """A search as a folder: settings, trials, the best recipe; alone or with workers."""
 
 import contextlib
-import csv
 import ipaddress
 import os
 import re
@@ -477,16 +476,8 @@ def _report(folder: Path, hypermodel: MeanFieldHyperModel, oracle: Any, trial: A
 
 
 def _write_table(folder: Path, hypermodel: MeanFieldHyperModel, oracle: Any) -> None:
-    rows = table(hypermodel, oracle)
-
-    def write(path: Path) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            columns = [*_COLUMNS, *hypermodel.space]
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    runs.write_atomically(folder / TRIALS, write)
+    columns = [*_COLUMNS, *hypermodel.space]
+    runs.write_rows(folder / TRIALS, table(hypermodel, oracle), columns)
 
 
 def _finish(
