@@ -123,9 +123,18 @@ def test_a_chief_that_was_killed_hands_the_trials_out_again(tmp_path, clock):
     oracle.reload()
     assert oracle.create_trial("c").trial_id == second.trial_id
     assert oracle.create_trial("d").trial_id == "2"
-    # `b`, which has been at work all the while, ends its trial all the same.
-    _end(oracle, second)
-    assert oracle.end_order == ["0", "1"]
+    # `b`, which has been at work all the while, ends its trial all the same; then `c` does.
+    for _ in range(2):
+        _end(oracle, second)
+        assert oracle.end_order == ["0", "1"]
+        assert set(oracle.ongoing_trials) == {"d"}
+    # And if nobody has been given the trial yet, nobody is.
+    oracle = _oracle(tmp_path)
+    oracle.reload()
+    third = oracle.trials["2"]
+    _end(oracle, third)
+    assert oracle.create_trial("c").status == "STOPPED"
+    assert oracle.end_order == ["0", "1", "2"] and third.status == "COMPLETED"
 
 
 def test_without_a_timeout_nobody_is_lost(tmp_path, clock):
@@ -183,6 +192,9 @@ def test_a_port_that_is_taken(tmp_path):
 def test_a_worker_without_a_chief(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_PATIENCE", 0.1)
     with pytest.raises(RunError, match=r"No chief answers.*Received: 127\.0\.0\.1:9"):
+        search.work(tmp_path, worker="127.0.0.1:9")
+    (tmp_path / "result.json").touch()
+    with pytest.raises(RunError, match=r"is finished: see .*result\.json"):
         search.work(tmp_path, worker="127.0.0.1:9")
 
 

@@ -118,11 +118,17 @@ class _Durable:
 
     @keras_tuner.synchronized
     def end_trial(self, trial: Any) -> None:
-        # A worker thought lost may end a trial that another one has ended already.
+        # A worker thought lost, or one that has outlived its chief, may end a trial that another
+        # one has ended, or is running, or that waits to be run again.
         if trial.trial_id not in self.end_order:
             super().end_trial(trial)
             if self.on_trial_end is not None:
                 self.on_trial_end(self, self.trials[trial.trial_id])
+        if trial.trial_id in self.end_order:
+            self._retry_queue = [one for one in self._retry_queue if one != trial.trial_id]
+            for tuner, ongoing in list(self.ongoing_trials.items()):
+                if ongoing.trial_id == trial.trial_id:
+                    del self.ongoing_trials[tuner]
 
 
 def _forget(trial: Any) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,8 @@ def work(
             f"'chief'. Received: {tuner_id!r}"
         )
     folder = Path(output)
+    if (folder / runs.RESULT).exists():
+        raise RunError(f"The search in {folder} is finished: see {folder / runs.RESULT}")
     with grpc.insecure_channel(worker) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=_PATIENCE)
@@ -237,9 +240,15 @@ def work(
         )
     with _environment(worker, name):
         one = _make_tuner(folder, config, hypermodel, heartbeat=config["worker_timeout"] / 4)
+        if (folder / runs.RESULT).exists():  # The others have ended the search in the meantime.
+            return
         try:
             one.search(*training, validation_data=validation, epochs=recipe.epochs, verbose=verbose)
         except grpc.RpcError as error:
+            for _ in range(50):  # The chief writes it when it has closed the port.
+                if (folder / runs.RESULT).exists():
+                    return
+                time.sleep(0.1)
             raise RunError(
                 f"The chief at {worker} does not answer any more. Received: {error.code().name}, "
                 f"{error.details()}"
