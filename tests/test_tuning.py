@@ -734,6 +734,7 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     assert _fails(capsys, *command, "ResNet21").endswith("Received: 'ResNet21'\n")
     assert "never made on test images" in _fails(capsys, *command, "Tiny", "--holdout", "0")
     assert "Received: 0" in _fails(capsys, *command, "Tiny", "--max-trials", "0")
+    assert "from 0. Received: -1" in _fails(capsys, *command, "Tiny", "--seed", "-1")
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--search", "momentun")
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--set", "momentun=0")
     both = ("--search", "momentum", "--set", "momentum=0.5")
@@ -780,8 +781,10 @@ def test_folders_that_are_not_ours_to_write(tmp_path, monkeypatch):
     (tmp_path / "a" / "result.json").unlink()
     with pytest.raises(RunError, match=r"holds a search already.*--resume"):
         _instant_search(tmp_path / "a", monkeypatch, max_trials=2)
-    with pytest.raises(RunError, match=r"max_trials is 2 there and 3 here"):
-        _instant_search(tmp_path / "a", monkeypatch, max_trials=3, resume=True)
+    with pytest.raises(RunError) as error:
+        changed = {"max_trials": 3, "recipe": RECIPE.replace(epochs=9)}
+        _instant_search(tmp_path / "a", monkeypatch, resume=True, **changed)
+    assert "max_trials is 2 there and 3 here; epochs is 3 there and 9 here" in str(error.value)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes").touch()
     with pytest.raises(RunError, match=r"must be new or empty\. Received"):

@@ -107,9 +107,9 @@ def tune(
     >>> result = tune("MFResNet20", output="runs/search", epochs=9)  # doctest: +SKIP
     >>> result["val_error"], result["recipe"]  # doctest: +SKIP
     """
-    runner.check_counts(
-        max_trials=max_trials, epochs=epochs, limit=limit, threads=threads, seed=seed + 1
-    )
+    runner.check_counts(max_trials=max_trials, epochs=epochs, limit=limit, threads=threads)
+    if type(seed) is not int or seed < 0:
+        raise RunError(f"`seed` must be a whole number from 0. Received: {seed!r}")
     if type(holdout) is not int or holdout < 1:
         raise RunError(
             "`holdout` must be a whole number from 1: choices are never made on test images. "
@@ -359,9 +359,10 @@ def _open_folder(folder: Path, options: Mapping[str, Any], resume: bool) -> None
         )
     now = {**options, "backend": keras.config.backend()}
     differing = [
-        f"{key} is {config.get(key)!r} there and {value!r} here"
-        for key, value in now.items()
-        if config.get(key) != value
+        f"{key} is {there.get(key)!r} there and {value!r} here"
+        for there, here in ((config, now), (config["recipe"], options["recipe"]))
+        for key, value in here.items()
+        if key != "recipe" and there.get(key) != value
     ]
     if differing:
         raise RunError(
