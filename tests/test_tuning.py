@@ -256,6 +256,14 @@ def test_hyperparameters_given_to_the_tuner_hold(models):
     assert {recipe.mean_field_scaling for recipe in mean_field} == {False, True}
     assert len({recipe.weight_decay for _, recipe in recipes}) == 40
     assert {recipe.horizon for model, recipe in recipes if model != "Tiny"} <= {None}
+    # One that is not searched.
+    given = keras_tuner.HyperParameters()
+    given.Fixed("schedule", "cosine")
+    given.Fixed("noise_temperature", 0.5)
+    hypermodel = MeanFieldHyperModel(models, recipe=RECIPE, search=["momentum"])
+    for model, recipe, _ in _sampled(hypermodel, 4, hyperparameters=given):
+        assert recipe.schedule == "cosine"
+        assert recipe.noise_temperature == (0.5 if model == "Tiny" else 0.0)
     # A condition whose other side is fixed.
     given = keras_tuner.HyperParameters()
     given.Fixed("fixed_horizon", True)

@@ -8,7 +8,11 @@ import importlib
 _PUBLIC = {
     "MeanFieldHyperModel": "hypermodel",
     "SPACE": "space",
+    "ray_recipe": "ray",
+    "ray_space": "ray",
+    "ray_tune": "ray",
     "tune": "search",
+    "work": "search",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -11,12 +11,13 @@ from typing import Any
 import keras
 import keras_tuner
 import numpy as np
+from keras_tuner.engine import hyperparameters
 
 from mf_zoo import applications
 from mf_zoo.training import runner
 from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.schedules import learning_rate_schedule
-from mf_zoo.tuning.space import MEAN_FIELD, SPACE, STAGES, check_space
+from mf_zoo.tuning.space import MEAN_FIELD, SPACE, STAGES, check_space, recipe_values
 
 
 class MeanFieldHyperModel(keras_tuner.HyperModel):
@@ -272,7 +273,8 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
                     if name in self.space or name == "fixed_horizon" or _given(hp, name):
                         values[name] = self._value(hp, name)
 
-        declare(name for name in self.space if name not in MEAN_FIELD)
+        names = dict.fromkeys((*self.space, *recipe_values()))
+        declare(name for name in names if name not in MEAN_FIELD)
         if self.mean_field:
             declare(("quadrature", "initial_times", "noise_temperature"), *only_mean_field)
             conditions = only_mean_field
@@ -304,10 +306,7 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         """
         given = _given(hp, name)
         if given is not None:
-            value, ranged = (
-                hp.get(name),
-                isinstance(given, keras_tuner.engine.hyperparameters.Float),
-            )
+            value, ranged = hp.get(name), isinstance(given, hyperparameters.Float)
         else:
             value, ranged = self._declare(hp, name)
         return float(f"{value:.4g}") if ranged and value is not None else value

@@ -1,5 +1,6 @@
 """Which values of a recipe are searched, and where; what needs no keras-tuner to be told."""
 
+import dataclasses
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -41,6 +42,11 @@ MEAN_FIELD = (
 STAGES = ("quadrature", "initial_times", "horizon")
 
 _FIXED = ("name", "description", "epochs", "warmup_epochs", "dtype_policy")
+
+
+def recipe_values() -> list[str]:
+    """Names of the recipe values that a search may change."""
+    return [field.name for field in dataclasses.fields(Recipe) if field.name not in _FIXED]
 
 
 def check_space(search: Iterable[str] | Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
