@@ -259,21 +259,15 @@ def write_csv(path: Path, rows: Iterable[Comparison], shared: Mapping[str, str])
     """Writes a CSV file, whole or not at all: one line for each comparison."""
     from mf_zoo.training import runs
 
-    names = [*shared, *(field.name for field in fields(Comparison)), "met"]
-
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                values = asdict(row) | {"met": {None: "", True: "yes", False: "no"}[row.met]}
-                for name, value in values.items():
-                    if isinstance(value, float):
-                        values[name] = f"{value:.4g}"
-                writer.writerow({**shared, **values})
-
+    lines = []
+    for row in rows:
+        values = asdict(row) | {"met": {None: "", True: "yes", False: "no"}[row.met]}
+        for name, value in values.items():
+            if isinstance(value, float):
+                values[name] = f"{value:.4g}"
+        lines.append({**shared, **values})
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(path, write)
+    runs.write_rows(path, lines, [*shared, *(field.name for field in fields(Comparison)), "met"])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

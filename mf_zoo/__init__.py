@@ -15,7 +15,9 @@ _SUBPACKAGES = (
     "deploy",
     "layers",
     "optimizers",
+    "reporting",
     "training",
+    "tuning",
     "weights",
 )
 

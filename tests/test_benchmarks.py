@@ -13,9 +13,11 @@ if str(ROOT) not in sys.path:
 from benchmarks import (
     batch_normalization,
     deployment,
+    depth_transfer,
     grouped_convolution,
     harness,
     train_step,
+    tuning,
 )
 from benchmarks.plain_resnet import plain_resnet
 from mf_zoo.layers import stages
@@ -284,3 +286,59 @@ def test_wrong_options_are_refused(option, capsys):
         train_step.main([option])
     assert exit_.value.code == 2
     assert option.split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.once
+def test_the_best_rate_is_that_of_least_loss():
+    rows = [
+        {"model": model, "mean_field_scaling": scaling, "learning_rate": rate, "loss": loss}
+        for model, scaling, rate, loss in (
+            ("A", False, 0.1, "1.5"),
+            ("A", False, 0.3, "1.25"),
+            ("A", False, 1.0, "nan"),
+            ("A", True, 0.1, "0.5"),
+            ("A", True, 0.3, "inf"),
+            ("B", True, 0.1, "nan"),
+        )
+    ]
+    assert depth_transfer.best_rates(rows) == {("A", False): 0.3, ("A", True): 0.1}
+
+
+@pytest.mark.once
+def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, capsys):
+    from mf_zoo import training
+    from mf_zoo import tuning as searches
+    from mf_zoo.training.recipes import RECIPES, recipe_toml
+
+    runs, search = [], {}
+
+    def tune(model, *, output, recipe, **options):
+        search.update(options, recipe=recipe)
+        output.mkdir()
+        found = recipe.replace(name="tuned", learning_rate=0.125)
+        (output / "best.toml").write_text(recipe_toml(found))
+        return {"trials": 2}
+
+    def train(model, *, output, recipe, seed, limit, **options):
+        runs.append((model, recipe, seed, limit))
+        error = 10 * seed + (0 if recipe.learning_rate == 0.125 else 100)
+        return {"test_error": error, "train_seconds": 1.0}
+
+    monkeypatch.setattr(searches, "tune", tune, raising=False)
+    monkeypatch.setattr(training, "train", train, raising=False)
+    output = tmp_path / "tuning.csv"
+    arguments = ["--data-dir", str(tmp_path), "--output", str(output), "--epochs", "8"]
+    assert tuning.main([*arguments, "--seeds", "2", "--limit", "100", "--holdout", "30"]) == 0
+    # The default recipe, of as many epochs, and seeds other than the search's, which is 0.
+    assert search.get("seed", 0) == 0 and (search["limit"], search["holdout"]) == (100, 30)
+    default = RECIPES["quick"].replace(epochs=8, warmup_epochs=1.6)
+    assert search["recipe"] == default
+    recipes = (default, default.replace(name="tuned", learning_rate=0.125))
+    expected = [("MFResNet20", recipe, seed, 100) for seed in (1, 2) for recipe in recipes]
+    assert runs == expected
+    rows = harness.read_csv(output)
+    assert [row["test_error"] for row in rows] == ["110.00", "10.00", "120.00", "20.00"]
+    assert [row["settings"] for row in rows] == ["default", "found"] * 2
+    printed = capsys.readouterr().out
+    assert "default  test error 115.00 % (standard deviation 7.07), 2 seeds" in printed
+    assert "found    test error 15.00 %" in printed

@@ -60,7 +60,7 @@ def test_help_lists_the_commands_without_loading_keras():
     code += "print({'keras', 'tensorflow', 'jax', 'torch'} & sys.modules.keys())"
     process = _process("-c", code)
     assert process.returncode == 0, process.stderr
-    for name in ("train", "evaluate", "recipes", "publish", "demo"):
+    for name in ("train", "tune", "evaluate", "recipes", "publish", "demo"):
         assert f"\n    {name} " in process.stdout
     assert process.stdout.endswith("set()\n")
 

@@ -199,7 +199,8 @@ def test_imports_stay_lazy(backend, tmp_path):
 
         before = set(sys.modules)
         import mf_zoo
-        for room in ("layers", "optimizers", "data", "applications", "weights", "training"):
+        rooms = ("layers", "optimizers", "data", "applications", "weights", "training", "tuning")
+        for room in rooms:
             getattr(mf_zoo, room)
         import mf_zoo.cli
         mf_zoo.applications.MFResNet20

@@ -24,7 +24,7 @@ from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, get_recipe, on_
 from mf_zoo.training.callbacks import order_swaps
 from mf_zoo.training.evaluation import calibration_error
 from mf_zoo.training.losses import SmoothedCrossentropy
-from mf_zoo.training.recipes import load_recipe, parse_override
+from mf_zoo.training.recipes import load_recipe, parse_override, recipe_toml
 from mf_zoo.training.schedules import learning_rate_schedule
 
 HERE = pathlib.Path(__file__).parent
@@ -106,6 +106,18 @@ def test_a_recipe_is_read_from_a_file(tmp_path):
         get_recipe("absent.toml")
     with pytest.raises(ValueError, match=r"paper, cosine, quick.*Received: 'slow'"):
         get_recipe("slow")
+
+
+def test_a_recipe_survives_its_file(tmp_path):
+    odd = RECIPES["quick"].replace(
+        name='a "b"\\c', description="é\u2028 # no comment", learning_rate=1e-05, horizon=2
+    )
+    for recipe in (*RECIPES.values(), odd):
+        file = tmp_path / "recipe.toml"
+        file.write_text(recipe_toml(recipe, "found by\n\nnobody"), encoding="utf-8")
+        assert load_recipe(file) == recipe
+    assert file.read_text().startswith("# found by\n#\n# nobody\nname = ")
+    assert "horizon" not in recipe_toml(RECIPES["paper"])
 
 
 def test_a_recipe_survives_json():

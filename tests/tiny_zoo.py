@@ -1,12 +1,15 @@
 """The `mf-zoo` command with one more model, `Tiny`, that trains in seconds.
 
 `python tests/tiny_zoo.py SIGNAL WHEN train Tiny ...` runs it in a process that sends itself the
-signal (a name, or `-`) when the training asks for batch WHEN (`epoch.batch`, from 0), or, with
-`epoch.state`, when the checkpoint of that epoch (from 1) has its name but does not count yet.
-Such a process has no TensorFlow, unless it is the backend.
+signal (a name, or `-`) when the training asks for batch WHEN (`epoch.batch`, from 0; with
+`epoch.batch.n` when it does so for the n-th time), or, with `epoch.state`, when the checkpoint of
+that epoch (from 1) has its name but does not count yet. Such a process has no TensorFlow, unless
+it is the backend.
 """
 
+import collections
 import importlib.machinery
+import inspect
 import os
 import signal
 import sys
@@ -57,6 +60,24 @@ def tiny(
 tiny.__name__ = "Tiny"
 
 
+def tiny_without_dropout(classes=10, classifier_activation="softmax", weights=None, **stage):
+    """One whose training is a function of weights, optimizer and batches."""
+    import keras
+
+    from mf_zoo import weights as registry
+
+    model = tiny(None, classes, classifier_activation, **stage)
+    kept = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)]
+    model = keras.Sequential([keras.layers.Input((32, 32, 3)), *kept], name="steady")
+    if weights is not None:
+        registry.load(model, weights)
+    return model
+
+
+tiny_without_dropout.__name__ = "Steady"
+tiny_without_dropout.__signature__ = inspect.signature(tiny)
+
+
 def tiny_plain(weights=None, classes=10, classifier_activation="softmax"):
     """A model that has no learned times."""
     return tiny(weights, classes, classifier_activation)
@@ -66,7 +87,8 @@ def get(name):
     """`mf_zoo.applications.get` that knows them."""
     from mf_zoo.applications import zoo
 
-    return {"Tiny": tiny, "TinyPlain": tiny_plain}.get(name) or zoo.get(name)
+    models = {"Tiny": tiny, "TinyPlain": tiny_plain, "Steady": tiny_without_dropout}
+    return models.get(name) or zoo.get(name)
 
 
 class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):
@@ -74,7 +96,7 @@ class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        if fullname.split(".")[0] in ("tensorflow", "tensorflow_datasets", "keras_tuner"):
+        if fullname.split(".")[0] in ("tensorflow", "tensorflow_datasets"):
             return None
         return super().find_spec(fullname, path, target)
 
@@ -95,8 +117,11 @@ def main(signal_name, when, *arguments):
     def send():
         os.kill(os.getpid(), getattr(signal, signal_name))
 
+    asked = collections.Counter()
+
     def batch_and_signal(self, epoch, index):
-        if when == f"{epoch}.{index}":
+        asked[epoch, index] += 1
+        if when in (f"{epoch}.{index}", f"{epoch}.{index}.{asked[epoch, index]}"):
             send()
         return batch(self, epoch, index)
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from mf_zoo import __version__
-from mf_zoo.cli import demo, evaluate, export, fetch, predict, train, zoo
+from mf_zoo.cli import demo, evaluate, export, fetch, predict, train, tune, zoo
 from mf_zoo.cli.common import one_line
 from mf_zoo.training.runs import CONFIG, STATE, RunError, read_json
 
-_SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, demo)
+_SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, tune, demo)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -69,6 +69,8 @@ def _sigterm_as_interrupt():
 
 def _how_to_resume(options: argparse.Namespace) -> str:
     folder = getattr(options, "output", None)
+    if options.subcommand == "tune":
+        return tune.how_to_resume(options)
     if folder is None or not (folder / CONFIG).exists():
         return ""
     state = read_json(folder / STATE) or {"epoch": 0}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 import types
@@ -247,6 +248,31 @@ def load_recipe(path: str | Path) -> Recipe:
     if unknown:
         raise ValueError(_unknown_key(sorted(unknown)[0]))
     return Recipe(**values) if base is None else get_recipe(base).replace(**values)
+
+
+def recipe_toml(recipe: Recipe, comment: str = "") -> str:
+    """Writes a recipe as the TOML that `load_recipe` reads.
+
+    Args:
+        recipe: The recipe.
+        comment: Lines to put above the values.
+
+    Returns:
+        The text. A value that is `None` is left out: TOML has no word for it, and it is the
+        default.
+
+    Example:
+
+    >>> print(recipe_toml(RECIPES["paper"]).splitlines()[2])
+    epochs = 200
+    """
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    for key, value in recipe.to_dict().items():
+        if value is not None:
+            # Python's floats and JSON's strings, numbers and booleans are TOML's.
+            text = repr(value) if isinstance(value, float) else json.dumps(value)
+            lines.append(f"{key} = {text}")
+    return "\n".join(lines) + "\n"
 
 
 def get_recipe(name: "str | Path | Recipe", **values) -> Recipe:

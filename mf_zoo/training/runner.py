@@ -23,7 +23,7 @@ from mf_zoo.training.runs import RunError
 from mf_zoo.training.schedules import learning_rate_schedule
 
 _STAGE_VALUES = ("quadrature", "horizon", "initial_times")
-_EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500
 
 
 def train(
@@ -87,15 +87,15 @@ def train(
     >>> result = train("MFResNet20", recipe="quick", output="runs/a")  # doctest: +SKIP
     >>> result["test_error"]  # doctest: +SKIP
     """
-    with _usage_errors():
+    with usage_errors():
         recipe = get_recipe(recipe)
         builder = applications.get(model)
-        model = _name_of(builder, model)
+        model = name_of(builder, model)
     if on_device and keras.config.backend() != "jax":
         raise RunError(
             f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
         )
-    _check_counts(eval_every=eval_every, holdout=holdout, limit=limit, threads=threads)
+    check_counts(eval_every=eval_every, holdout=holdout, limit=limit, threads=threads)
     folder = Path(output)
     options = {
         "model": model,
@@ -116,12 +116,12 @@ def train(
             file=sys.stderr,
         )
     keras.utils.set_random_seed(seed)
-    (images, labels), (test_images, test_labels), split = _load_data(
+    (images, labels), (test_images, test_labels), split = load_data(
         dataset, data_dir, holdout, limit
     )
-    with _usage_errors():
+    with usage_errors():
         classes = len(data.class_names(dataset))
-        batches = _batches(images, labels, recipe, seed, classes)
+        batches = make_batches(images, labels, recipe, seed, classes)
         schedule = learning_rate_schedule(recipe, len(batches))
     config = {
         **options,
@@ -143,9 +143,9 @@ def train(
             for name in (runs.HISTORY, runs.TIMES):
                 (folder / name).unlink(missing_ok=True)
         runs.write_json(folder / runs.CONFIG, config)
-        with _usage_errors(), _dtype_policy(recipe.dtype_policy):
-            network = _build(builder, recipe, classes)
-            _compile(network, recipe, schedule, seed)
+        with usage_errors(), dtype_policy(recipe.dtype_policy):
+            network = build_network(builder, recipe, classes)
+            compile_network(network, recipe, schedule, seed)
     else:
         for name in (runs.HISTORY, runs.TIMES):
             runs.drop_rows_after(folder / name, epoch)
@@ -156,7 +156,7 @@ def train(
         soft = recipe.mixup > 0
         test_targets = np.eye(classes, dtype="float32")[test_labels] if soft else test_labels
         callbacks = [
-            _SetEpoch(batches, seed),
+            SetEpoch(batches, seed),
             DepthOrder(folder / runs.TIMES),
             History(folder / runs.HISTORY, len(images)),
             Checkpoint(folder),
@@ -169,7 +169,7 @@ def train(
         training_data = batches
         if on_device:
             # Builds the metrics, which Keras would build from a batch of images in `fit`.
-            first = slice(_EVALUATION_BATCH)
+            first = slice(EVALUATION_BATCH)
             network.evaluate(test_images[first], test_targets[first], verbose=0)
             training_data = train_on_device(network, batches)
         network.fit(
@@ -178,16 +178,16 @@ def train(
             initial_epoch=epoch,
             shuffle=False,  # `batches` shuffles; Keras would add an order no seed can repeat.
             validation_data=(test_images, test_targets),
-            validation_batch_size=_EVALUATION_BATCH,
+            validation_batch_size=EVALUATION_BATCH,
             validation_freq=sorted(evaluated),
             callbacks=callbacks,
             verbose=verbose,
         )
 
-    with _dtype_policy("float32"):
-        final = _build(builder, recipe, classes)
+    with dtype_policy("float32"):
+        final = build_network(builder, recipe, classes)
     final.set_weights(network.get_weights())
-    scores = evaluate(final, test_images, test_labels, _EVALUATION_BATCH, from_logits=True)
+    scores = evaluate(final, test_images, test_labels, EVALUATION_BATCH, from_logits=True)
     weights = folder / runs.WEIGHTS
     digest = runs.write_atomically(weights, final.save_weights)
     history = runs.read_rows(folder / runs.HISTORY)
@@ -220,7 +220,7 @@ def train(
     return result
 
 
-class _SetEpoch(keras.callbacks.Callback):
+class SetEpoch(keras.callbacks.Callback):
     """Makes everything random in an epoch a function of the seed and the epoch.
 
     The batches are by themselves. Keras's dropout on PyTorch draws from the global generator,
@@ -240,7 +240,7 @@ class _SetEpoch(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """Turns the complaints of other rooms about their arguments into a `RunError`."""
     try:
         yield
@@ -249,7 +249,7 @@ def _usage_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _dtype_policy(policy: str) -> Iterator[None]:
+def dtype_policy(policy: str) -> Iterator[None]:
     """Sets the global dtype policy for a while."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -259,11 +259,13 @@ def _dtype_policy(policy: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _name_of(builder, name: str) -> str:
+def name_of(builder, name: str) -> str:
+    """The model's name as its builder spells it."""
     return getattr(builder, "__name__", name)
 
 
-def _check_counts(**counts: int | None):
+def check_counts(**counts: int | None) -> None:
+    """Refuses what is no whole number from 1 (`holdout`: from 0); `None` is left alone."""
     for name, value in counts.items():
         least = 0 if name == "holdout" else 1
         if value is not None and (not isinstance(value, int) or value < least):
@@ -312,9 +314,9 @@ def _open_folder(folder: Path, options: dict, resume: bool) -> dict[str, Any]:
     return state
 
 
-def _load_data(dataset: str, data_dir, holdout: int, limit: int | None):
+def load_data(dataset: str, data_dir, holdout: int, limit: int | None):
     """Loads training and evaluation images, and names what is evaluated on."""
-    with _usage_errors():
+    with usage_errors():
         images, labels = data.load(dataset, "train", data_dir=data_dir)
         images, labels = images[:limit], labels[:limit]
         if not holdout:
@@ -331,24 +333,31 @@ def _load_data(dataset: str, data_dir, holdout: int, limit: int | None):
     )
 
 
-def _batches(images, labels, recipe: Recipe, seed: int, classes: int):
-    augment = data.Augmentation(
+def augmentation(recipe: Recipe) -> data.Augmentation:
+    """The recipe's augmentation of training images."""
+    return data.Augmentation(
         padding=recipe.padding, flip=recipe.flip, cutout=recipe.cutout, mixup=recipe.mixup
     )
+
+
+def make_batches(images, labels, recipe: Recipe, seed: int, classes: int) -> data.Batches:
+    """The recipe's batches of training images, everything random in them drawn from `seed`."""
     # A `Batches` on TensorFlow too: its epoch can be set, whatever Keras looks at beforehand.
     return data.batches(
         images,
         labels,
         recipe.batch_size,
         shuffle=True,
-        augment=augment,
+        augment=augmentation(recipe),
         seed=seed,
         num_classes=classes,
         backend="pydataset",
     )
 
 
-def _build(builder, recipe: Recipe, classes: int) -> keras.Model:
+def build_network(
+    builder, recipe: Recipe, classes: int | None, weights: str | None = None
+) -> keras.Model:
     """Builds the model, ending in logits; stage settings go to builders that know them."""
     known = inspect.signature(builder).parameters
     values = {key: getattr(recipe, key) for key in _STAGE_VALUES}
@@ -356,13 +365,16 @@ def _build(builder, recipe: Recipe, classes: int) -> keras.Model:
     for key in [key for key in values if key not in known]:
         if values.pop(key) != getattr(plain, key):
             raise RunError(
-                f"{_name_of(builder, 'This model')} has no learned times and takes no `{key}`. "
+                f"{name_of(builder, 'This model')} has no learned times and takes no `{key}`. "
                 f"Received: {key}={getattr(recipe, key)!r}"
             )
-    return builder(weights=None, classes=classes, classifier_activation=None, **values)
+    if weights is not None:  # What the recipe leaves at its default is as the weights want it.
+        values = {key: value for key, value in values.items() if value != getattr(plain, key)}
+    return builder(weights=weights, classes=classes, classifier_activation=None, **values)
 
 
-def _compile(network: keras.Model, recipe: Recipe, schedule, seed: int):
+def compile_network(network: keras.Model, recipe: Recipe, schedule, seed: int) -> None:
+    """Compiles a network that ends in logits, as the recipe says."""
     from mf_zoo.optimizers import MeanFieldSGD
 
     optimizer = MeanFieldSGD(
