@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from mf_zoo import __version__
-from mf_zoo.cli import campaign, demo, evaluate, fetch, predict, train, zoo
+from mf_zoo.cli import campaign, demo, evaluate, fetch, predict, report, train, zoo
 from mf_zoo.cli.common import one_line
 from mf_zoo.training.runs import CONFIG, STATE, RunError, read_json
 
-_SUBCOMMANDS = (zoo, fetch, predict, evaluate, train, campaign, demo)
+_SUBCOMMANDS = (zoo, fetch, predict, evaluate, train, campaign, report, demo)
 
 
 class _Terminated(KeyboardInterrupt):
