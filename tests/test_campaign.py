@@ -50,6 +50,9 @@ def test_lists_are_multiplied_out_with_twins_side_by_side_and_seeds_last(tmp_pat
             [defaults]
             recipe = "quick"
             holdout = 5000
+            [mean_field]
+            noise_temperature = 1e-8
+            horizon = 3
             [[runs]]
             seed = [0, 1]
             model = ["Tiny", "TinyPlain"]
@@ -60,25 +63,31 @@ def test_lists_are_multiplied_out_with_twins_side_by_side_and_seeds_last(tmp_pat
             seed = 7
             recipe = "cosine"
             horizon = ["none", 1]
+            noise_temperature = 0
             """,
         )
     )
     assert (loaded.name, loaded.jobs, str(loaded.data_dir)) == ("work", 3, "data")
     assert (str(loaded.output), str(loaded.results)) == ("runs/work", "results/work")
-    expected = [
-        (model, seed, rate, epochs)
-        for seed in (0, 1)
-        for rate in (0.1, 0.2)
-        for epochs in (40, 20)
-        for model in ("Tiny", "TinyPlain")
-    ]
     found = [(r.model, r.seed, r.recipe.learning_rate, r.recipe.epochs) for r in loaded.runs]
-    assert found[:-2] == expected
+    rounds = [
+        [
+            (model, seed, rate, epochs)
+            for rate in (0.1, 0.2)
+            for epochs in (40, 20)
+            for model in ("Tiny", "TinyPlain")
+        ]
+        for seed in (0, 1)
+    ]
+    # The first seed of every table before the second one of any.
+    assert found == [*rounds[0], *[("Tiny", 7, 0.1, 200)] * 2, *rounds[1]]
     # Fewer epochs keep the shape of the schedule, and that is no override of its own.
-    assert loaded.runs[2].recipe == get_recipe("quick", learning_rate=0.1, epochs=20)
-    assert loaded.runs[2].overrides == {"epochs": 20, "learning_rate": 0.1}
+    learned, plain = loaded.runs[2:4]
+    assert plain.recipe == get_recipe("quick", learning_rate=0.1, epochs=20)
+    assert plain.overrides == {"epochs": 20, "learning_rate": 0.1}
+    assert learned.recipe == plain.recipe.replace(horizon=3.0, noise_temperature=1e-8)
     assert all(run.holdout == 5000 for run in loaded.runs)
-    first, last = loaded.runs[-2:]
+    first, last = loaded.runs[8:10]
     assert first.recipe == RECIPES["cosine"] and not first.overrides
     assert last.recipe == RECIPES["cosine"].replace(horizon=1.0)
     assert last.name == "Tiny-cifar10-cosine-horizon=1.0-holdout=5000-seed7"
@@ -117,6 +126,9 @@ def test_the_command_of_a_run_gives_its_recipe(tmp_path):
         ("[[runs]]\nmodel 3", r"must be TOML.*Received: .*work.toml"),
         ("jbos = 2", "did you mean 'jobs'.*Received: 'jbos'"),
         ("[[runs]]\nmodel = 'Tiny'\nepoch = 3", "did you mean 'epochs'.*Received: 'epoch'"),
+        ("mean_field = 1\n[[runs]]\nmodel = 'Tiny'", "`mean_field` must.*Received: 1"),
+        ("[mean_field]\nhorizn = 1\n[[runs]]\nmodel = 'TinyPlain'", "Received: 'horizn'"),
+        ("[mean_field]\nhorizon = [1, 2]\n[[runs]]\nmodel = 'Tiny'", "type float. Received"),
         ("[[runs]]\nmodel = 'ResNet21'", "MFResNet20.*Received: 'ResNet21'"),
         ("[[runs]]\nmodel = ['Tiny', 3]", "`model` must be a string. Received: model=3"),
         ("[[runs]]\nseed = 1", r"must name a `model`. Received: {'seed': 1}"),
@@ -179,7 +191,7 @@ _VALUES = {
 @given(*[st.fixed_dictionaries({}, optional=_VALUES)] * 2)
 def test_names_are_equal_where_settings_are(first, second):
     one, two = (
-        campaign._run({"model": "MFResNet20", **values}, pathlib.Path())
+        campaign._run({"model": "MFResNet20", **values}, {}, pathlib.Path())
         for values in (first, second)
     )
     same = (one.recipe, one.seed, one.holdout) == (two.recipe, two.seed, two.holdout)
@@ -188,6 +200,29 @@ def test_names_are_equal_where_settings_are(first, second):
     # And the name's parts are what `mf-zoo train` is told.
     options = cli._parser().parse_args(one.arguments(pathlib.Path("o"), None, resume=False))
     assert cli.train._recipe(options, options.recipe) == one.recipe
+
+
+@pytest.mark.once
+def test_the_campaigns_at_hand():
+    """Final runs come in pairs of twins; choices are made on held-out training images."""
+    folder = HERE.parent / "benchmarks" / "campaigns"
+    final, sweep, ablations = (
+        campaign.load_campaign(folder / f"cifar10-{name}.toml").runs
+        for name in ("resnets", "sweep", "ablations")
+    )
+    for learned, plain in zip(final[::2], final[1::2], strict=True):
+        assert learned.model == f"MF{plain.model}" and learned.seed == plain.seed
+        assert (plain.recipe, plain.holdout, plain.limit) == (RECIPES["cosine"], 0, None)
+    seeds = {run.model: [r.seed for r in final if r.model == run.model] for run in final[1::2]}
+    assert seeds == {
+        "ResNet20": [0, 1, 2],
+        "ResNet56": [0, 1, 2],
+        "ResNet32": [0],
+        "ResNet44": [0],
+    }
+    assert all(run.holdout == 5000 and run.limit is None for run in (*sweep, *ablations))
+    for runs_ in (sweep, ablations):
+        assert runs_[0].recipe.name == "cosine" and len({run.recipe.epochs for run in runs_}) == 1
 
 
 # --- The queue -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import inspect
 import itertools
 import os
 import signal
@@ -45,7 +46,7 @@ COLUMNS = (
     "date",
     "sha256",
 )
-_KEYS = ("name", "jobs", "output", "results", "data_dir", "defaults", "runs")
+_KEYS = ("name", "jobs", "output", "results", "data_dir", "defaults", "mean_field", "runs")
 _RUN_KEYS = (
     "model",
     "dataset",
@@ -181,12 +182,14 @@ def load_campaign(path: str | Path) -> Campaign:
     - `name` (default: the file's stem), `jobs` (1), `output` (`runs/NAME`), `results`
       (`results/NAME`), `data_dir`;
     - `[defaults]`: values for all runs;
+    - `[mean_field]`: values for all runs of networks with learned times, before those of a run;
     - `[[runs]]`: `model`, `seed`, `dataset`, `recipe` (a name, or a file beside the campaign's),
       `holdout`, `limit`, `eval_every`, `threads`, `on_device` as in `mf_zoo.training.train`, and
       any value of the recipe (`"none"` for none). Lists are multiplied out: seeds vary slowest,
-      models fastest, the others in between in the order in which they are listed. So a model
-      that is listed beside its twin is trained beside it, and one seed of everything is complete
-      before the next one begins.
+      models fastest, the others in between in the order in which they are listed.
+
+    The first seeds of all tables come first, then the second ones, and so on. So a network that is
+    listed beside its twin is trained beside it, and what a time limit leaves is whole.
 
     Args:
         path: The TOML file.
@@ -217,16 +220,19 @@ def load_campaign(path: str | Path) -> Campaign:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"A campaign file must be TOML: {error}. Received: {path}") from error
     _check_keys("A campaign file's", content, _KEYS)
-    defaults, tables = content.get("defaults", {}), content.get("runs", [])
-    if not isinstance(defaults, dict):
-        raise ValueError(f"`defaults` must be a table of values. Received: {defaults!r}")
+    defaults, mean_field = content.get("defaults", {}), content.get("mean_field", {})
+    for key, values in {"defaults": defaults, "mean_field": mean_field}.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"`{key}` must be a table of values. Received: {values!r}")
+    tables = content.get("runs", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise ValueError(f"A campaign file must have tables [[runs]]. Received: {path}")
-    found = [
-        _run(values, path.parent)
+    numbered = [
+        (number, _run(values, mean_field, path.parent))
         for table in tables
-        for values in _multiplied({**defaults, **table})
+        for number, values in _multiplied({**defaults, **table})
     ]
+    found = [run for _, run in sorted(numbered, key=lambda pair: pair[0])]
     names = [run.name for run in found]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"A campaign must have each run once. Received: {twice[0]!r} twice")
@@ -255,24 +261,37 @@ def _check_keys(whose: str, values: Mapping[str, Any], known: Sequence[str]) -> 
             raise ValueError(f"{whose} keys are {', '.join(known)}{hint}. Received: {key!r}")
 
 
-def _multiplied(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The runs of a table whose values may be lists: seeds slowest, models fastest."""
-    order = sorted(table, key=lambda key: {"seed": 0, "model": 2}.get(key, 1))
-    lists = [table[key] if isinstance(table[key], list) else [table[key]] for key in order]
-    for values in itertools.product(*lists):
-        yield dict(zip(order, values, strict=True))
+def _multiplied(table: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The runs of a table whose values may be lists, seeds slowest, models fastest.
+
+    Yields:
+        The place of the run's seed in the list of seeds, and the run's values.
+    """
+    lists = {key: value if isinstance(value, list) else [value] for key, value in table.items()}
+    seeds, models = lists.pop("seed", [0]), lists.pop("model", [None])
+    for number, seed in enumerate(seeds):
+        for *values, model in itertools.product(*lists.values(), models):
+            named = {} if model is None else {"model": model}
+            yield number, {**dict(zip(lists, values, strict=True)), **named, "seed": seed}
 
 
-def _run(values: Mapping[str, Any], folder: Path) -> Run:
-    """A run from one table of plain values."""
+def _run(values: Mapping[str, Any], mean_field: Mapping[str, Any], folder: Path) -> Run:
+    """A run from one table of plain values, and those for networks with learned times."""
     from mf_zoo import applications, data
     from mf_zoo.layers import quadrature
     from mf_zoo.training.runner import stage_values
 
     fields = [field.name for field in dataclasses.fields(Recipe)]
     recipe_keys = [key for key in fields if key not in ("name", "description")]
-    _check_keys("A run's", values, (*_RUN_KEYS, *recipe_keys))
-    for key in ("model", "dataset", "recipe"):
+    _check_keys("A run's", {**mean_field, **values}, (*_RUN_KEYS, *recipe_keys))
+    if "model" not in values:
+        raise ValueError(f"A run must name a `model`. Received: {dict(values)}")
+    if not isinstance(values["model"], str):
+        raise ValueError(f"`model` must be a string. Received: model={values['model']!r}")
+    builder = applications.get(values["model"])
+    if "quadrature" in inspect.signature(builder).parameters:
+        values = {**mean_field, **values}
+    for key in ("dataset", "recipe"):
         if not isinstance(values.get(key, ""), str):
             raise ValueError(f"`{key}` must be a string. Received: {key}={values[key]!r}")
     for key, least in (
@@ -289,9 +308,6 @@ def _run(values: Mapping[str, Any], folder: Path) -> Run:
             )
     if not isinstance(values.get("on_device", False), bool):
         raise ValueError(f"`on_device` must be true or false. Received: {values['on_device']!r}")
-    if "model" not in values:
-        raise ValueError(f"A run must name a `model`. Received: {dict(values)}")
-    builder = applications.get(values["model"])
     dataset = values.get("dataset", "cifar10")
     data.class_names(dataset)
     base = values.get("recipe", "paper")
