@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -238,25 +238,21 @@ def circumstances(batch: int, threads: int | None) -> dict[str, str]:
     }
 
 
-def write_csv(path: Path, rows: Iterable[Comparison], shared: Mapping[str, str]) -> None:
-    """Writes a CSV file, whole or not at all: one line for each comparison."""
+def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> None:
+    """Writes a CSV file, whole or not at all: one line for each row, a dataclass of the same kind.
+
+    A row that has it says in the last column whether its target was met.
+    """
     from mf_zoo.training import runs
 
-    names = [*shared, *(field.name for field in fields(Comparison)), "met"]
-
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                values = asdict(row) | {"met": {None: "", True: "yes", False: "no"}[row.met]}
-                for name, value in values.items():
-                    if isinstance(value, float):
-                        values[name] = f"{value:.4g}"
-                writer.writerow({**shared, **values})
-
+    lines = []
+    for row in rows:
+        values = {**shared, **asdict(row)}
+        if hasattr(row, "met"):
+            values["met"] = {None: "", True: "yes", False: "no"}[row.met]
+        lines.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(path, write)
+    runs.write_rows(path, lines, lines[0])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

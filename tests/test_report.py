@@ -14,8 +14,8 @@ from mf_zoo.reporting import pictures, published
 from mf_zoo.reporting.cells import cells, read_results
 from mf_zoo.reporting.report import markdown
 from mf_zoo.reporting.statistics import deviation, t_975, t_interval
-from mf_zoo.training.campaign import COLUMNS, write_rows
-from mf_zoo.training.runs import RunError
+from mf_zoo.training.campaign import COLUMNS
+from mf_zoo.training.runs import RunError, write_rows
 
 pytestmark = pytest.mark.once
 

@@ -1,7 +1,6 @@
 """Campaigns: a queue of runs, some at a time, that may be stopped at any moment and goes on."""
 
 import contextlib
-import csv
 import dataclasses
 import difflib
 import inspect
@@ -556,7 +555,7 @@ class _Driver:
             self.stored[run.name] = row
         ours = set(self.progress)
         rows += [row for name, row in self.stored.items() if name not in ours]
-        write_rows(results / RUNS, rows, COLUMNS)
+        runs.write_rows(results / RUNS, rows, COLUMNS)
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
@@ -601,25 +600,13 @@ def _row(run: Run, folder: Path, progress: Progress) -> dict[str, str]:
     return {key: "" if values.get(key) is None else str(values[key]) for key in COLUMNS}
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Writes a CSV file, whole or not at all."""
-
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    runs.write_atomically(path, write)
-
-
 def _copy_histories(folder: Path, results: Path, name: str) -> None:
     """Copies the history of a run, and its times as one line for each epoch that changed any."""
     history = runs.read_rows(folder / runs.HISTORY)
     for row in history:
         for key in ("learning_rate", "loss", "accuracy", "test_loss", "test_error"):
             row[key] = f"{float(row[key]):.6g}" if row[key] else ""
-    write_rows(results / f"{name}.{runs.HISTORY}", history, list(history[0]))
+    runs.write_rows(results / f"{name}.{runs.HISTORY}", history, list(history[0]))
     epochs: dict[int, dict[str, str]] = {}
     for row in runs.read_rows(folder / runs.TIMES):
         times = epochs.setdefault(int(row["epoch"]), {})
@@ -629,4 +616,4 @@ def _copy_histories(folder: Path, results: Path, name: str) -> None:
         if not kept or {**kept[-1], **times} != kept[-1]:
             kept.append({"epoch": epoch, **times})
     if kept:
-        write_rows(results / f"{name}.{runs.TIMES}", kept, list(kept[0]))
+        runs.write_rows(results / f"{name}.{runs.TIMES}", kept, list(kept[0]))

@@ -125,6 +125,18 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable
         writer.writerows(rows)
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]):
+    """Writes a CSV file, atomically."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Reads the rows of a CSV file; none if there is no file."""
     try:
