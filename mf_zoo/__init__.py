@@ -8,7 +8,15 @@ import importlib
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("applications", "data", "layers", "optimizers", "training", "weights")
+_SUBPACKAGES = (
+    "applications",
+    "data",
+    "layers",
+    "optimizers",
+    "reporting",
+    "training",
+    "weights",
+)
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

@@ -155,6 +155,9 @@ def _draw_errors(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
         return [(int(r["epoch"]), float(r["test_error"])) for r in rows if r["test_error"]]
 
     _draw_curves(figure, folder, found, errors, "error, %", yscale="log")
+    for axes in figure.axes:
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _draw_swaps(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
