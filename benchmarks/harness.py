@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -255,19 +255,21 @@ def circumstances(batch: int | Sequence[int], threads: int | None, *others: str)
     }
 
 
-def write_csv(path: Path, rows: Iterable[Comparison], shared: Mapping[str, str]) -> None:
-    """Writes a CSV file, whole or not at all: one line for each comparison."""
+def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> None:
+    """Writes a CSV file, whole or not at all: one line for each row, a dataclass of the same kind.
+
+    A row that has it says in the last column whether its target was met.
+    """
     from mf_zoo.training import runs
 
     lines = []
     for row in rows:
-        values = asdict(row) | {"met": {None: "", True: "yes", False: "no"}[row.met]}
-        for name, value in values.items():
-            if isinstance(value, float):
-                values[name] = f"{value:.4g}"
-        lines.append({**shared, **values})
+        values = {**shared, **asdict(row)}
+        if hasattr(row, "met"):
+            values["met"] = {None: "", True: "yes", False: "no"}[row.met]
+        lines.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_rows(path, lines, [*shared, *(field.name for field in fields(Comparison)), "met"])
+    runs.write_rows(path, lines, lines[0])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

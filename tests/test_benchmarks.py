@@ -1,16 +1,19 @@
 """The benchmarks compare equal things and reckon rightly. Nothing here is timed."""
 
 import sys
+import time
 
 import keras
 import numpy as np
 import pytest
+import tiny_zoo
 from conftest import ROOT
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import (
+    accelerator,
     batch_normalization,
     deployment,
     depth_transfer,
@@ -20,6 +23,7 @@ from benchmarks import (
     tuning,
 )
 from benchmarks.plain_resnet import plain_resnet
+from mf_zoo import applications
 from mf_zoo.layers import stages
 
 
@@ -342,3 +346,90 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
     printed = capsys.readouterr().out
     assert "default  test error 115.00 % (standard deviation 7.07), 2 seeds" in printed
     assert "found    test error 15.00 %" in printed
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="measures JAX")
+def test_the_accelerator_benchmark_counts_the_work_that_is_done(monkeypatch):
+    monkeypatch.setattr(applications, "get", tiny_zoo.get)
+    job = {"model": "Tiny", "policy": "mixed_bfloat16", "batch": 8, "images": 20, "epochs": 2}
+    waits = []
+    before = keras.config.dtype_policy().name
+    found = accelerator.measure(
+        {**job, "modes": ["step", "epoch"]}, lambda: waits.append(time.perf_counter())
+    )
+    assert keras.config.dtype_policy().name == before
+    # Two full batches an epoch, three epochs with the one that compiles, for each mode.
+    assert [found["modes"][mode]["steps"] for mode in ("step", "epoch")] == [6, 12]
+    assert len(waits) == 2
+    # 3 x 3 kernels: 3 to 4 channels on 4 x 4 pixels, two of 4 to 4 in each particle; the head.
+    assert found["multiply_adds"] == 16 * 9 * (12 + 3 * 2 * 16) + 40
+    # More than reading each image once, less than a megabyte.
+    assert 32 * 32 * 3 < found["bytes"] < 1e6
+
+
+# A worker that has measured: the second of two processes is slower.
+WORKER = """
+import json, os, sys
+job = json.loads(sys.argv[1])
+if not job:
+    ceilings = {"bfloat16": 1e12, "float32": 5e11, "copy": 1e9}
+    print(json.dumps({"ceilings": ceilings, "circumstances": {"backend": "jax", "batch": "0"}}))
+    sys.exit()
+if job["model"] == "Broken":
+    sys.exit("RESOURCE_EXHAUSTED: out of memory")
+with open("started", "a") as file:
+    file.write("x")
+order = os.path.getsize("started")
+result = {"multiply_adds": 4_000_000, "modes": {}}
+if "step" in job["modes"]:
+    result["bytes"] = 25_000
+for mode in job["modes"]:
+    print("ready", flush=True)
+    assert sys.stdin.readline() == "go\\n"
+    rate = {"step": 10000, "epoch": 20000, "fit": 1000}[mode]
+    numbers = {"compile_seconds": order, "images_per_second": rate, "steps": 1}
+    result["modes"][mode] = numbers
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.once
+def test_the_accelerator_benchmark_puts_it_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setattr(accelerator, "WORKER", [sys.executable, "worker.py"])
+    command = (
+        "--models Fast Broken --policies bfloat16 --batches 8 16 --processes 1 2 --output o.csv"
+    )
+    assert accelerator.main(command.split()) == 1
+    captured = capsys.readouterr()
+    assert "failed: RESOURCE_EXHAUSTED: out of memory. Received: {'model': 'Broken'" in captured.err
+    rows = harness.read_csv(tmp_path / "o.csv")
+    assert [(row["batch"], row["mode"], row["processes"]) for row in rows] == [
+        ("8", "step", "1"),
+        ("8", "epoch", "1"),
+        ("8", "fit", "1"),
+        ("8", "epoch", "2"),
+        ("16", "step", "1"),
+        ("16", "epoch", "1"),
+    ]
+    # 20000 images of 4e6 multiply-adds, three passes, two operations: 4.8e11 of 1e12 a second;
+    # 20000 images of 25 kB: half of 1e9 bytes a second. Two processes do twice as much.
+    one, two = rows[1], rows[3]
+    assert float(one["matmul_fraction"]) == pytest.approx(0.48)
+    assert float(one["copy_fraction"]) == pytest.approx(0.5)
+    assert float(two["images_per_second"]) == 40000 and float(two["copy_fraction"]) == 1.0
+    assert (one["compile_seconds"], two["compile_seconds"]) == ("1", "3")
+    assert one["ceiling_copy"] == "1e+09"
+    assert "48 %" in captured.out and "written to o.csv" in captured.out
+
+
+@pytest.mark.once
+def test_the_accelerator_benchmark_leaves_out_what_is_late(tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(accelerator, "WORKER", [sys.executable, str(tmp_path / "worker.py")])
+    with pytest.raises(RuntimeError, match=r"out of time\. Received: {'modes': \['fit'\]}"):
+        accelerator.run_job({"modes": ["fit"]}, 2, time.monotonic() + 0.3)

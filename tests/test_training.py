@@ -369,7 +369,7 @@ def _assert_same_run(first, second):
 
 
 def test_the_run_folder_is_complete(finished, cifar10_dir):
-    names = {path.name for path in finished.iterdir()} - {"tensorboard"}
+    names = {path.name for path in finished.iterdir()} - {"tensorboard", ".lock"}
     files = {"config.json", "state.json", "result.json", "history.csv", "times.csv"}
     assert names == files | {"checkpoint-0004.keras", "final.weights.h5"}
     config = json.loads((finished / "config.json").read_text())

@@ -5,14 +5,19 @@ signal (a name, or `-`) when the training asks for batch WHEN (`epoch.batch`, fr
 `epoch.batch.n` when it does so for the n-th time), or, with `epoch.state`, when the checkpoint of
 that epoch (from 1) has its name but does not count yet. Such a process has no TensorFlow, unless
 it is the backend.
+
+`python tests/tiny_zoo.py SIGNAL WHEN campaign ...` passes both on to the runs that it starts. There
+SIGNAL may be `PARENT`: the run kills the campaign that started it, by SIGKILL, and then sleeps.
 """
 
 import collections
 import importlib.machinery
 import inspect
 import os
+import pathlib
 import signal
 import sys
+import time
 
 
 def tiny(
@@ -23,7 +28,10 @@ def tiny(
     horizon=None,
     initial_times="grid",
 ):
-    """Three particles, and a dropout whose random state a checkpoint must keep."""
+    """Three particles, and a dropout whose random state a checkpoint must keep.
+
+    Every layer has a name, for names are in the weight files and Keras counts in theirs.
+    """
     import keras
     from keras import layers
 
@@ -42,13 +50,13 @@ def tiny(
     model = keras.Sequential(
         [
             layers.Input((32, 32, 3)),
-            layers.Rescaling(1 / 255),
-            layers.Conv2D(4, 3, strides=8),
+            layers.Rescaling(1 / 255, name="rescaling"),
+            layers.Conv2D(4, 3, strides=8, name="stem"),
             stage,
-            layers.GlobalAveragePooling2D(),
-            layers.Dropout(0.2),
+            layers.GlobalAveragePooling2D(name="pooling"),
+            layers.Dropout(0.2, name="dropout"),
             layers.Dense(classes, name="predictions"),
-            layers.Activation(classifier_activation, dtype="float32"),
+            layers.Activation(classifier_activation, dtype="float32", name="scores"),
         ],
         name="tiny",
     )
@@ -102,6 +110,7 @@ class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):
 
 
 def main(signal_name, when, *arguments):
+    parent = os.getppid()
     if os.environ["KERAS_BACKEND"] != "tensorflow":
         sys.meta_path = [
             _FinderWithoutTensorFlow if finder is importlib.machinery.PathFinder else finder
@@ -115,7 +124,12 @@ def main(signal_name, when, *arguments):
     batch, write_json = Batches.batch, runs.write_json
 
     def send():
-        os.kill(os.getpid(), getattr(signal, signal_name))
+        if signal_name != "PARENT":
+            os.kill(os.getpid(), getattr(signal, signal_name))
+            return
+        if os.getppid() == parent:  # no other process has its number yet
+            os.kill(parent, signal.SIGKILL)
+        time.sleep(300)
 
     asked = collections.Counter()
 
@@ -130,10 +144,20 @@ def main(signal_name, when, *arguments):
             send()
         write_json(path, data)
 
-    if signal_name != "-":
+    if arguments[0] == "campaign":
+        cli.campaign.COMMAND = [
+            *(sys.executable, str(pathlib.Path(__file__).resolve()), "child", signal_name, when)
+        ]
+    elif signal_name != "-":
         Batches.batch, runs.write_json = batch_and_signal, write_json_and_signal
     return cli.main(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if arguments[0] == "child":
+        from mf_zoo.cli.child import end_with_standard_input
+
+        end_with_standard_input()
+        del arguments[0]
+    sys.exit(main(*arguments))

@@ -9,11 +9,22 @@ import sys
 from collections.abc import Sequence
 
 from mf_zoo import __version__
-from mf_zoo.cli import demo, evaluate, export, fetch, predict, train, tune, zoo
+from mf_zoo.cli import (
+    campaign,
+    demo,
+    evaluate,
+    export,
+    fetch,
+    predict,
+    report,
+    train,
+    tune,
+    zoo,
+)
 from mf_zoo.cli.common import one_line
 from mf_zoo.training.runs import CONFIG, STATE, RunError, read_json
 
-_SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, tune, demo)
+_SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, tune, campaign, report, demo)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -106,8 +106,38 @@ def train(
         "holdout": holdout,
         "limit": limit,
     }
-    state = _open_folder(folder, options, resume)
+    with runs.locked(folder):
+        return _train(
+            folder,
+            builder,
+            recipe,
+            options,
+            _open_folder(folder, options, resume),
+            data_dir=data_dir,
+            threads=threads,
+            on_device=on_device,
+            tensorboard=tensorboard,
+            verbose=verbose,
+            command=command or shlex.join(sys.argv),
+        )
 
+
+def _train(
+    folder: Path,
+    builder,
+    recipe: Recipe,
+    options: dict[str, Any],
+    state: dict[str, Any],
+    *,
+    data_dir: str | Path | None,
+    threads: int | None,
+    on_device: bool,
+    tensorboard: bool,
+    verbose: str | int,
+    command: str,
+) -> dict[str, Any]:
+    """The run itself, in a folder that is ours, from `state` on."""
+    dataset, seed, eval_every = options["dataset"], options["seed"], options["eval_every"]
     epoch = state["epoch"]
     if threads and not runs.limit_threads(threads):
         print(
@@ -117,7 +147,7 @@ def train(
         )
     keras.utils.set_random_seed(seed)
     (images, labels), (test_images, test_labels), split = load_data(
-        dataset, data_dir, holdout, limit
+        dataset, data_dir, options["holdout"], options["limit"]
     )
     with usage_errors():
         classes = len(data.class_names(dataset))
@@ -135,7 +165,7 @@ def train(
         "threads": threads,
         "on_device": on_device,
         "data_dir": None if data_dir is None else str(data_dir),
-        "command": command or shlex.join(sys.argv),
+        "command": command,
         "date": runs.now(),
     }
     if epoch == 0:
@@ -193,7 +223,7 @@ def train(
     history = runs.read_rows(folder / runs.HISTORY)
     seconds = sum(float(row["seconds"]) for row in history)
     result = {
-        "model": model,
+        "model": options["model"],
         "dataset": dataset,
         "evaluated_on": split,
         "test_error": round(scores.error, 6),
@@ -273,14 +303,13 @@ def check_counts(**counts: int | None) -> None:
 
 
 def _open_folder(folder: Path, options: dict, resume: bool) -> dict[str, Any]:
-    """Makes the run folder, or reads from `state.json` where to go on."""
-    with runs.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    """Looks at the run folder, and reads from `state.json` where to go on."""
     config = runs.read_json(folder / runs.CONFIG)
     if (folder / runs.RESULT).exists():
         raise RunError(f"The run in {folder} is finished: see {folder / runs.RESULT}")
     if config is None:
-        if any(folder.iterdir()) and not any(folder.glob(f"partial-{runs.CONFIG}")):
+        names = {path.name for path in folder.iterdir()} - {runs.LOCK}
+        if names and f"partial-{runs.CONFIG}" not in names:
             raise RunError(f"The output folder must be new or empty. Received: {folder}")
         return {"epoch": 0}
     if not resume:
@@ -355,20 +384,31 @@ def make_batches(images, labels, recipe: Recipe, seed: int, classes: int) -> dat
     )
 
 
-def build_network(
-    builder, recipe: Recipe, classes: int | None, weights: str | None = None
-) -> keras.Model:
-    """Builds the model, ending in logits; stage settings go to builders that know them."""
+def stage_values(builder, name: str, recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values that go to the builder of a model with learned times.
+
+    Raises:
+        RunError: If a model without learned times is given another value than the default.
+    """
     known = inspect.signature(builder).parameters
     values = {key: getattr(recipe, key) for key in _STAGE_VALUES}
     plain = Recipe(name="default")
     for key in [key for key in values if key not in known]:
         if values.pop(key) != getattr(plain, key):
             raise RunError(
-                f"{name_of(builder, 'This model')} has no learned times and takes no `{key}`. "
+                f"{name} has no learned times and takes no `{key}`. "
                 f"Received: {key}={getattr(recipe, key)!r}"
             )
+    return values
+
+
+def build_network(
+    builder, recipe: Recipe, classes: int | None, weights: str | None = None
+) -> keras.Model:
+    """Builds the model, ending in logits; stage settings go to builders that know them."""
+    values = stage_values(builder, name_of(builder, "This model"), recipe)
     if weights is not None:  # What the recipe leaves at its default is as the weights want it.
+        plain = Recipe(name="default")
         values = {key: value for key, value in values.items() if value != getattr(plain, key)}
     return builder(weights=weights, classes=classes, classifier_activation=None, **values)
 

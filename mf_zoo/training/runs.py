@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ HISTORY = "history.csv"
 TIMES = "times.csv"
 WEIGHTS = "final.weights.h5"
 TENSORBOARD = "tensorboard"
+LOCK = ".lock"
 
 
 class RunError(Exception):
@@ -33,6 +34,42 @@ def writing(path: Path):
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"Cannot write {path}: {reason}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time write to a folder, which is made; the lock dies with its holder.
+
+    Raises:
+        RunError: If another process has it.
+    """
+    import filelock
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise RunError(
+                f"A folder must be written to by one process at a time. Received: {folder}, where "
+                "another one is at work"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is writing to a folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except RunError:
+        return True
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> str:
@@ -89,9 +126,9 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]):
-    """Writes rows as a CSV file, atomically."""
+    """Writes a CSV file, atomically."""
 
-    def write(partial: Path):
+    def write(partial: Path) -> None:
         with open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns), lineterminator="\n")
             writer.writeheader()

@@ -1,0 +1,142 @@
+"""`mf-zoo campaign`: a queue of runs from a file."""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mf_zoo.cli.common import input_errors, one_line
+
+if TYPE_CHECKING:
+    from mf_zoo.training.campaign import Progress
+
+# What starts a run; see `mf_zoo.cli.child`.
+COMMAND = [sys.executable, "-m", "mf_zoo.cli.child"]
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "campaign",
+        help="train many models, some at a time",
+        description="Run what is left of a campaign: finished runs are left alone, others go on "
+        "after their last checkpoint. The exit code is 2 if a run failed.",
+    )
+    parser.add_argument("file", type=Path, metavar="CAMPAIGN.toml", help="the queue of runs")
+    parser.add_argument("--jobs", type=int, metavar="N", help="so many runs at a time")
+    parser.add_argument(
+        "--time-limit",
+        type=seconds,
+        metavar="T",
+        help="stop after so long, such as 25m, 1h30m or 90s; the same command goes on",
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="D", help="where the dataset is found")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run folders")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="folder of runs.csv and the histories"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and do nothing")
+    parser.set_defaults(run=_campaign)
+
+
+def seconds(text: str) -> float:
+    """Reads a length of time.
+
+    Example:
+
+    >>> seconds("1h30m"), seconds("25m"), seconds("90")
+    (5400.0, 1500.0, 90.0)
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text)
+    if not text or found is None:
+        raise argparse.ArgumentTypeError(f"must be like 25m, 1h30m or 90s. Received: {text!r}")
+    return sum(
+        float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)
+    )
+
+
+def _campaign(options: argparse.Namespace) -> int:
+    from mf_zoo.training import RunError
+    from mf_zoo.training.campaign import load_campaign, run_campaign
+
+    with input_errors():
+        campaign = load_campaign(options.file)
+    given = {
+        key: getattr(options, key)
+        for key in ("jobs", "data_dir", "output", "results")
+        if getattr(options, key) is not None
+    }
+    campaign = dataclasses.replace(campaign, **given)
+    if campaign.jobs < 1:
+        raise RunError(f"`--jobs` must be a whole number from 1. Received: {campaign.jobs}")
+    if options.dry_run:
+        for run in campaign.runs:
+            print(run.name)
+        return 0
+    table = ProgressTable(sys.stdout)
+    progress = run_campaign(campaign, COMMAND, time_limit=options.time_limit, show=table.show)
+    counts = {state: sum(p.state == state for p in progress) for state in ("finished", "failed")}
+    print(
+        f"{counts['finished']} of {len(progress)} runs finished, {counts['failed']} failed; "
+        f"results in {campaign.results}"
+    )
+    for line in progress:
+        if line.state == "failed":
+            print(f"mf-zoo: failed: {line.run}: {one_line(line.reason)}", file=sys.stderr)
+    return 2 if counts["failed"] else 0
+
+
+class ProgressTable:
+    """Shows how far the runs of a campaign are.
+
+    On a terminal the table is written over itself; elsewhere a line is added whenever a run
+    changes its state or has done another tenth of its epochs.
+
+    Args:
+        file: Where to write.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+        self.terminal = file.isatty()
+        self._shown: dict[str, Any] = {}
+        self._lines: list[str] = []
+
+    def show(self, progress: "Sequence[Progress]") -> None:
+        """Brings the table up to date."""
+        if self.terminal:
+            self._rewrite(progress)
+            return
+        for line in progress:
+            key = (line.state, 10 * line.epoch // line.epochs)
+            if self._shown.get(line.run, ("waiting", 0)) != key:
+                self._shown[line.run] = key
+                print(_text(line, len(line.run)), file=self.file, flush=True)
+
+    def _rewrite(self, progress: "Sequence[Progress]") -> None:
+        columns, rows = get_terminal_size()
+        width = max(len(line.run) for line in progress)
+        shown = [line for line in progress if line.state not in ("waiting", "finished")]
+        if len(progress) < rows - 2:
+            shown = list(progress)
+        states = [line.state for line in progress]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        header = f"{'run':{width}}  {'epoch':>9}  {'error %':>7}  {'s/epoch':>7}  state"
+        lines = [header, *(_text(line, width) for line in shown[: rows - 3]), counts]
+        lines = [line[: columns - 1] for line in lines]
+        if lines != self._lines:
+            up = f"\x1b[{len(self._lines)}A\x1b[J" if self._lines else ""
+            self._lines = lines
+            print(up + "\n".join(lines), file=self.file, flush=True)
+
+
+def _text(line: "Progress", width: int) -> str:
+    error = "" if line.error is None else f"{line.error:.2f}"
+    taken = "" if line.seconds is None else f"{line.seconds:.1f}"
+    epochs = f"{line.epoch}/{line.epochs}"
+    return f"{line.run:{width}}  {epochs:>9}  {error:>7}  {taken:>7}  {line.state}"

@@ -1,0 +1,142 @@
+"""The report of a campaign as Markdown: the same bytes from the same results."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from mf_zoo.reporting import published
+from mf_zoo.reporting.cells import Cell, cells, read_results
+from mf_zoo.reporting.pictures import PICTURES, drawable
+from mf_zoo.reporting.statistics import deviation, t_interval
+
+REPORT = "report.md"
+
+
+def markdown(folder: Path) -> str:
+    """Writes up the results of a campaign.
+
+    For each network and setting the mean and the standard deviation over seeds of the last
+    epoch's error, never the best epoch's, beside published figures; and for each mean-field
+    network the difference to its plain twin, paired by seed, with a 95 % confidence interval.
+
+    Args:
+        folder: The folder of its results, with `runs.csv`.
+
+    Returns:
+        The Markdown text, a function of `runs.csv` and of which histories there are.
+
+    Raises:
+        RunError: If the results cannot be read.
+
+    Example:
+
+    >>> from mf_zoo.reporting import markdown
+    >>> print(markdown(Path("results/cifar10-resnets")))  # doctest: +SKIP
+    """
+    rows = read_results(folder)
+    found = cells(rows)
+    counts = [
+        f"{sum(row['state'] == state for row in rows)} {state}"
+        for state in sorted({row["state"] for row in rows} - {"finished"})
+    ]
+    finished = [row for row in rows if row["state"] == "finished"]
+    lines = [
+        f"# {folder.resolve().name}",
+        "",
+        "Made by `mf-zoo report` from `runs.csv`; edit neither.",
+        f"{len(finished)} of {len(rows)} runs are finished"
+        + (f" ({', '.join(counts)}; they are in no table)." if counts else "."),
+        "",
+        "Errors are top-1, in percent, after the **last** epoch, never the best one. Mean and",
+        "standard deviation (of the sample, n - 1) are over seeds. Swaps are exchanges of",
+        "neighbours in the depth order over the whole training, the mean over seeds.",
+    ]
+    for data in dict.fromkeys(cell.data for cell in found):
+        chosen = [cell for cell in found if cell.data == data]
+        dataset, train_images, evaluated_on = data
+        lines += [
+            "",
+            f"## {dataset}, {train_images:,} training images: error on the "
+            + ("test images" if evaluated_on == "test" else evaluated_on),
+            "",
+            *_errors(chosen),
+        ]
+        if pairs := [(cell, twin) for cell in chosen if (twin := cell.twin(chosen))]:
+            lines += ["", "### Mean-field minus plain", "", *_differences(pairs)]
+    if names := drawable(folder, found):
+        lines += ["", "## Pictures"]
+        for name in names:
+            lines += ["", f"![{PICTURES[name]}]({name})"]
+    lines += ["", "## Trained with", ""]
+    for column in ("device", "backend", "versions"):
+        values = sorted({row[column] for row in finished} - {""})
+        lines += [f"- {column}: {'; '.join(values) or 'nothing yet'}"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(header)} |",
+        "|" + "---|" * len(header),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _errors(chosen: Sequence[Cell]) -> list[str]:
+    compared = chosen[0].evaluated_on == "test"
+    kinds = published.KINDS if compared else ()
+    rows, sources = [], []
+    for cell in chosen:
+        errors = list(cell.errors.values())
+        spread = deviation(errors)
+        swaps = statistics.fmean(int(row["order_swaps"]) for row in cell.rows.values())
+        row = [f"`{cell.model}`", cell.setting, str(len(errors)), f"{statistics.fmean(errors):.2f}"]
+        row += ["" if spread is None else f"{spread:.2f}"]
+        row += [f"{swaps:.1f}" if cell.mean_field else ""]
+        for kind in kinds:
+            entry = published.find(cell.model, cell.dataset, kind)
+            row.append(f"{entry.error:.2f}" if entry else "")
+            if entry:
+                sources.append((kind, entry.source))
+        rows.append(row)
+    header = ["model", "setting", "seeds", "mean", "deviation", "swaps", *kinds]
+    lines = _table(header, rows)
+    if sources:
+        lines += ["", "Published figures are of the plain network:", ""]
+        for kind in published.KINDS:
+            if named := list(dict.fromkeys(source for k, source in sources if k == kind)):
+                lines.append(f"- {kind}: {'; '.join(named)}.")
+    return lines
+
+
+def _differences(pairs: Sequence[tuple[Cell, Cell]]) -> list[str]:
+    rows = []
+    for cell, twin in pairs:
+        differences = cell.differences(twin)
+        if not differences:
+            continue
+        values = list(differences.values())
+        ends = t_interval(values)
+        rows.append(
+            [
+                f"`{cell.model}` - `{twin.model}`",
+                cell.setting,
+                str(len(values)),
+                _signed(statistics.fmean(values)),
+                "none for n = 1" if ends is None else " to ".join(map(_signed, ends)),
+                ", ".join(f"{seed}: {_signed(value)}" for seed, value in differences.items()),
+            ]
+        )
+    header = ["networks", "setting", "n", "difference", "95 % interval", "by seed"]
+    if not rows:
+        return ["No mean-field network and its plain twin have a seed in common yet."]
+    return [
+        "In points of error, paired by seed; below 0 the mean-field network is better. The",
+        "interval is Student's, of n differences: it says how far other seeds would move the mean.",
+        "",
+        *_table(header, rows),
+    ]
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"

@@ -1,0 +1,321 @@
+"""Reports: statistics against figures worked out by hand, tables, pictures, `--check`."""
+
+import csv
+import io
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mf_zoo import cli
+from mf_zoo.reporting import pictures, published
+from mf_zoo.reporting.cells import cells, read_results
+from mf_zoo.reporting.report import markdown
+from mf_zoo.reporting.statistics import deviation, t_975, t_interval
+from mf_zoo.training.campaign import COLUMNS
+from mf_zoo.training.runs import RunError, write_rows
+
+pytestmark = pytest.mark.once
+
+
+# --- Statistics ------------------------------------------------------------------------------
+
+
+def test_quantiles_in_closed_form():
+    # One degree is Cauchy's law; two have the distribution 1/2 + t / (2 sqrt(2 + t^2)).
+    assert t_975(1) == pytest.approx(math.tan(0.475 * math.pi), abs=5e-4)
+    assert t_975(2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), abs=5e-4)
+
+
+@pytest.mark.parametrize("degrees", [*range(1, 31), 40, 60, 100])
+def test_quantiles_by_integration_of_the_density(degrees):
+    """Simpson's rule for the density between -t and t; rounding is worth less than 3e-5."""
+    constant = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
+    constant /= math.sqrt(degrees * math.pi)
+    t, n = t_975(degrees), 2000
+    values = [
+        constant * (1 + (-t + 2 * t * i / n) ** 2 / degrees) ** (-(degrees + 1) / 2)
+        for i in range(n + 1)
+    ]
+    total = values[0] + values[-1] + 4 * sum(values[1:-1:2]) + 2 * sum(values[2:-1:2])
+    assert total * 2 * t / n / 3 == pytest.approx(0.95, abs=6e-5)
+
+
+def test_quantiles_between_and_beyond_the_table_are_on_the_safe_side():
+    assert (t_975(31), t_975(59), t_975(1000)) == (2.042, 2.021, 1.984)
+    with pytest.raises(ValueError, match=r"at least 1\. Received: degrees=0"):
+        t_975(0)
+
+
+def test_an_interval_by_hand():
+    values = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]
+    # Mean 5; 9 + 1 + 1 + 1 + 0 + 0 + 4 + 16 = 32; 32 / 7 = 4.5714; its root 2.1381;
+    # 2.365 * 2.1381 / sqrt(8) = 1.7878.
+    assert deviation(values) == pytest.approx(2.13809, abs=1e-5)
+    assert t_interval(values) == pytest.approx((3.2122, 6.7878), abs=1e-4)
+    assert t_interval([1.0]) is None and deviation([1.0]) is None
+
+
+@given(
+    st.lists(st.floats(-100, 100), min_size=2, max_size=40),
+    st.floats(-50, 50),
+    st.floats(0.01, 100),
+)
+def test_intervals_move_and_stretch_with_the_numbers(values, shift, scale):
+    low, high = t_interval(values)
+    assert low <= sum(values) / len(values) + 1e-9 and high >= sum(values) / len(values) - 1e-9
+    moved = t_interval([scale * value + shift for value in values])
+    assert moved == pytest.approx((scale * low + shift, scale * high + shift), abs=1e-6, rel=1e-6)
+
+
+def test_published_figures_are_those_of_the_design_notes():
+    def found(model, dataset="cifar10"):
+        entries = [published.find(model, dataset, kind) for kind in published.KINDS]
+        return [entry and entry.error for entry in entries]
+
+    assert found("MFResNet20") == found("ResNet20") == [8.75, 7.40, 5.97]
+    assert found("ResNet20", "cifar100") == [None, 31.17, 29.64]
+    assert found("ResNet44") == [7.17, 5.99, None]
+    assert found("MFResNeXt29_32x4d") == [None, 5.27, 3.15]
+    assert found("ResNet164", "cifar100") == [24.33, None, 20.44]
+    assert all(entry.source for entry in published.PUBLISHED)
+
+
+# --- Tables ----------------------------------------------------------------------------------
+
+
+def _line(model, seed, error, **changes):
+    values = {
+        "run": f"{model}-{changes.get('overrides', '')}-{seed}",
+        "state": "finished",
+        "model": model,
+        "dataset": "cifar10",
+        "recipe": "cosine",
+        "seed": seed,
+        "evaluated_on": "test",
+        "epochs": 3,
+        "epochs_done": 3,
+        "test_error": error,
+        "order_swaps": 2 * seed if model.startswith("MF") else 0,
+        "train_images": 50000,
+        "device": "chip",
+        "backend": "jax",
+        "versions": "keras-3",
+        **changes,
+    }
+    return {key: str(values.get(key, "")) for key in COLUMNS}
+
+
+LINES = [
+    _line("MFResNet20", 0, 7.0),
+    _line("ResNet20", 0, 7.5),
+    _line("MFResNet56", 0, 5.5),
+    _line("ResNet56", 0, 5.25),
+    _line("MFResNet20", 1, 7.4),
+    _line("ResNet20", 1, 7.5),
+    _line("MFResNet20", 2, 7.2),
+    _line("ResNet20", 2, 7.8),
+    _line("ResNet20", 3, 9.0),  # without a twin
+    _line("ResNet20", 4, "", state="failed", epochs_done=1),
+]
+
+
+def _results(folder, lines):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "runs.csv", lines, COLUMNS)
+    return folder
+
+
+def _tables(text):
+    """Rows of the tables by their first cells."""
+    rows = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+    return {tuple(row[:2]): row[2:] for row in rows}
+
+
+def test_tables_by_hand(tmp_path):
+    text = markdown(_results(tmp_path / "final", LINES))
+    assert text.startswith("# final\n")
+    assert "9 of 10 runs are finished (1 failed; they are in no table)." in text
+    assert "## cifar10, 50,000 training images: error on the test images" in text
+    rows = _tables(text)
+    setting = "cosine, 3 epochs"
+    # 7.0, 7.4, 7.2: mean 7.2, squares 0.04 + 0.04 + 0, half of it 0.04, root 0.2. Swaps 0, 2, 4.
+    assert rows["`MFResNet20`", setting] == ["3", "7.20", "0.20", "2.0", "8.75", "7.40", "5.97"]
+    # 7.5, 7.5, 7.8, 9.0: mean 7.95; 0.2025 + 0.2025 + 0.0225 + 1.1025 = 1.53; a third's root.
+    assert rows["`ResNet20`", setting] == ["4", "7.95", "0.71", "", "8.75", "7.40", "5.97"]
+    assert rows["`ResNet56`", setting] == ["1", "5.25", "", "", "6.97", "5.63", "4.52"]
+    # -0.5, -0.1, -0.6: mean -0.4; squares 0.01 + 0.09 + 0.04 = 0.14, half's root 0.26458;
+    # 4.303 * 0.26458 / sqrt(3) = 0.6573.
+    assert rows["`MFResNet20` - `ResNet20`", setting] == [
+        "3",
+        "-0.40",
+        "-1.06 to +0.26",
+        "0: -0.50, 1: -0.10, 2: -0.60",
+    ]
+    assert rows["`MFResNet56` - `ResNet56`", setting] == [
+        "1",
+        "+0.25",
+        "none for n = 1",
+        "0: +0.25",
+    ]
+    assert (
+        "- paper: He et al., Deep Residual Learning, CVPR 2016, arXiv 1512.03385, table 6." in text
+    )
+    assert "best public: osmr/imgclsmob" in text and "bearpaw" not in text
+    assert text.endswith("- device: chip\n- backend: jax\n- versions: keras-3\n")
+
+
+def test_a_sweep_is_compared_with_the_plain_network_of_the_same_recipe(tmp_path):
+    held_out = {"evaluated_on": "last 5000 training images", "train_images": 45000}
+    lines = [
+        _line("MFResNet20", 0, 9.0, overrides="epochs=3 quadrature=midpoint", **held_out),
+        _line("MFResNet20", 0, 9.5, overrides="epochs=3 horizon=1.0 nesterov=false", **held_out),
+        _line("ResNet20", 0, 10.0, overrides="epochs=3", **held_out),
+        _line("ResNet20", 0, 20.0, overrides="epochs=3 nesterov=false", **held_out),
+        _line("ResNet20", 0, 30.0),  # on all images
+        _line("MFResNet56", 0, 8.0, **held_out),  # without a twin
+    ]
+    text = markdown(_results(tmp_path, lines))
+    rows = _tables(text)
+    pair = "`MFResNet20` - `ResNet20`"
+    assert rows[pair, "cosine, 3 epochs, quadrature=midpoint"][1] == "-1.00"
+    assert rows[pair, "cosine, 3 epochs, horizon=1.0, nesterov=false"][1] == "-10.50"
+    assert not any("MFResNet56" in key[0] and "-" in key[0] for key in rows)
+    assert "45,000 training images: error on the last 5000 training images" in text
+    # Published test errors stand beside test errors only.
+    assert len(rows["`MFResNet56`", "cosine, 3 epochs"]) == 4
+    assert len(rows["`ResNet20`", "cosine, 3 epochs"]) == 7
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 100), st.floats(-1, 1), st.floats(-5, 5)), min_size=1, max_size=6
+    ),
+    st.randoms(),
+)
+@settings(max_examples=50, deadline=None)
+def test_what_a_seed_does_to_both_twins_cancels(tmp_path_factory, numbers, random):
+    """Nor does the order of the lines matter to a cell."""
+    folder = tmp_path_factory.mktemp("results")
+
+    def differences(seeds_matter):
+        lines = []
+        for seed, (error, difference, effect) in enumerate(numbers):
+            plain = error + effect * seeds_matter
+            lines.append(_line("MFResNet32", seed, round(plain, 6) + round(difference, 6)))
+            lines.append(_line("ResNet32", seed, round(plain, 6)))
+        random.shuffle(lines)
+        found = cells(read_results(_results(folder, lines)))
+        learned = next(cell for cell in found if cell.mean_field)
+        return learned.differences(learned.twin(found))
+
+    expected = {seed: round(difference, 6) for seed, (_, difference, _) in enumerate(numbers)}
+    assert differences(False) == pytest.approx(expected, abs=1e-9)
+    assert differences(True) == pytest.approx(expected, abs=1e-9)
+
+
+def test_results_that_cannot_be_read(tmp_path, capsys):
+    with pytest.raises(RunError, match=r"must hold a runs.csv. Received: .*absent"):
+        read_results(tmp_path / "absent")
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith(f"Received: {tmp_path}\n")
+    folder = _results(tmp_path, LINES)
+    whole = (folder / "runs.csv").read_text()
+    (folder / "runs.csv").write_text(whole.replace("order_swaps,", "swaps,"))
+    with pytest.raises(RunError, match=r"must have the columns .*order_swaps.*Received"):
+        read_results(folder)
+    (folder / "runs.csv").write_text(whole[:-10])
+    with pytest.raises(RunError, match=r"must have the columns .*line ResNet20--4"):
+        read_results(folder)
+    _results(folder, [_line("ResNet20", 0, 9, epochs_done=2)])
+    with pytest.raises(RunError, match=r"all its epochs. Received: ResNet20--0 .* with 2 of 3"):
+        read_results(folder)
+
+
+# --- Pictures and the command ----------------------------------------------------------------
+
+
+def _with_histories(folder):
+    _results(folder, LINES)
+    for line in LINES[:4]:
+        rows = [
+            {"epoch": i, "test_error": "" if i == 2 else 40 / i, "order_swaps": i}
+            for i in (1, 2, 3)
+        ]
+        write_rows(folder / f"{line['run']}.history.csv", rows, list(rows[0]))
+        times = [{"epoch": 0, "s1/0": 0.5, "s1/1": 1, "s2/0": 1}]
+        times += [{"epoch": 2, "s1/0": 1.5, "s1/1": 1, "s2/0": 1}]
+        write_rows(folder / f"{line['run']}.times.csv", times, list(times[0]))
+    return folder
+
+
+def test_pictures_show_the_data(tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    folder = _with_histories(tmp_path)
+    found = cells(read_results(folder))
+
+    def curves(draw):
+        figure = figures.Figure()
+        draw(figure, folder, found)
+        return {
+            axes.get_title(): [
+                list(map(tuple, line.get_xydata().tolist())) for line in axes.get_lines()
+            ]
+            for axes in figure.axes
+        }
+
+    assert curves(pictures._draw_errors) == {
+        name: [[(1, 40), (3, 40 / 3)]] * 2 for name in ("ResNet20, cifar10", "ResNet56, cifar10")
+    }
+    swaps = curves(pictures._draw_swaps)
+    assert swaps["ResNet20, cifar10"] == [[(0, 0), (1, 1), (2, 3), (3, 6)]]
+    times = curves(pictures._draw_times)
+    assert times["MFResNet20, s1"] == [
+        [(0, 0.5), (2, 1.5), (3, 1.5)],
+        [(0, 1), (2, 1), (3, 1)],
+    ]
+    assert list(times) == [f"MFResNet{n}, s{i}" for n in (20, 56) for i in (1, 2)]
+    points = [x for line in curves(pictures._draw_settings)[""] for x, _ in line]
+    assert {7.0, 7.4, 7.2, 5.25} <= set(points)
+
+
+def test_the_report_is_the_same_to_the_byte_and_checked(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    folder = _with_histories(tmp_path / "results" / "final")
+    root = str(tmp_path / "results")
+    assert cli.main(["report", root, "--check"]) == 1
+    assert f"{folder / 'report.md'} is missing" in capsys.readouterr().out
+    assert cli.main(["report", root]) == 0
+    names = ["report.md", "settings.png", "errors.png", "times.png", "swaps.png"]
+    assert capsys.readouterr().out.split() == [str(folder / name) for name in names]
+    first = {name: (folder / name).read_bytes() for name in names}
+    assert all(first[name].startswith(b"\x89PNG") for name in names[1:])
+    for name in names[1:]:
+        assert f"]({name})".encode() in first["report.md"]
+    assert cli.main(["report", str(folder)]) == 0
+    assert {name: (folder / name).read_bytes() for name in names} == first
+    capsys.readouterr()
+    assert cli.main(["report", root, "--check"]) == 0
+    assert capsys.readouterr().out == ""
+
+    content = (folder / "runs.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(content)))
+    rows[0]["test_error"] = "7.3"
+    write_rows(folder / "runs.csv", rows, COLUMNS)
+    (folder / "swaps.png").unlink()
+    assert cli.main(["report", root, "--check"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder / 'report.md'} is not what the results give",
+        f"{folder / 'swaps.png'} is missing",
+    ]
+    assert (folder / "report.md").read_bytes() == first["report.md"]
+
+
+def test_a_campaign_without_a_finished_run_has_a_report(tmp_path, capsys):
+    folder = _results(tmp_path / "begun", [_line("ResNet20", 0, "", state="waiting")])
+    assert cli.main(["report", str(folder), "--no-pictures"]) == 0
+    text = (folder / "report.md").read_text()
+    assert "0 of 1 runs are finished (1 waiting; they are in no table)." in text
+    assert "device: nothing yet" in text and "##" not in text.split("## Trained with")[0]
