@@ -144,39 +144,42 @@ def tune(
         "recipe": base.to_dict(),
         "search": format_search(hypermodel.space),
     }
-    _open_folder(folder, options, resume)
-    if chief is None:
-        training, validation = _load_data(options, data_dir, threads)
-    config = {
-        **options,
-        "worker_timeout": worker_timeout,
-        "data_dir": None if data_dir is None else str(data_dir),
-        "backend": keras.config.backend(),
-        "versions": {**runs.versions(), "keras_tuner": keras_tuner.__version__},
-        "device": runs.device(threads),
-        "command": command or shlex.join(sys.argv),
-        "date": runs.now(),
-    }
-    if not (folder / SEARCH).exists():
-        runs.write_json(folder / SEARCH, config)
-    with _as_chief(chief):
-        with runner.usage_errors():
-            one = _make_tuner(folder, options, hypermodel)
-        one.oracle.on_trial_end = lambda oracle, trial: _report(folder, hypermodel, oracle, trial)
-        if chief is not None:
-            one.oracle.worker_timeout = worker_timeout
-            # One failure of workers must not leave the others waiting: all trials are made.
-            one.oracle.max_consecutive_failed_trials = sys.maxsize
-            print(f"workers: mf-zoo tune --worker {chief} --output {shlex.quote(str(folder))}")
-            sys.stdout.flush()
-            one.search(verbose=0)
-        else:
-            one.save()  # from now on there is something to resume
-            with _failures():
-                one.search(
-                    *training, validation_data=validation, epochs=base.epochs, verbose=verbose
-                )
-    return _finish(folder, hypermodel, one.oracle, config)
+    with runs.locked(folder):
+        _open_folder(folder, options, resume)
+        if chief is None:
+            training, validation = _load_data(options, data_dir, threads)
+        config = {
+            **options,
+            "worker_timeout": worker_timeout,
+            "data_dir": None if data_dir is None else str(data_dir),
+            "backend": keras.config.backend(),
+            "versions": {**runs.versions(), "keras_tuner": keras_tuner.__version__},
+            "device": runs.device(threads),
+            "command": command or shlex.join(sys.argv),
+            "date": runs.now(),
+        }
+        if not (folder / SEARCH).exists():
+            runs.write_json(folder / SEARCH, config)
+        with _as_chief(chief):
+            with runner.usage_errors():
+                one = _make_tuner(folder, options, hypermodel)
+            one.oracle.on_trial_end = lambda oracle, trial: _report(
+                folder, hypermodel, oracle, trial
+            )
+            if chief is not None:
+                one.oracle.worker_timeout = worker_timeout
+                # One failure of workers must not leave the others waiting: all trials are made.
+                one.oracle.max_consecutive_failed_trials = sys.maxsize
+                print(f"workers: mf-zoo tune --worker {chief} --output {shlex.quote(str(folder))}")
+                sys.stdout.flush()
+                one.search(verbose=0)
+            else:
+                one.save()  # from now on there is something to resume
+                with _failures():
+                    one.search(
+                        *training, validation_data=validation, epochs=base.epochs, verbose=verbose
+                    )
+        return _finish(folder, hypermodel, one.oracle, config)
 
 
 def work(
@@ -344,13 +347,12 @@ def _failures() -> Iterator[None]:
 
 
 def _open_folder(folder: Path, options: Mapping[str, Any], resume: bool) -> None:
-    with runs.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     config = runs.read_json(folder / SEARCH)
     if (folder / runs.RESULT).exists():
         raise RunError(f"The search in {folder} is finished: see {folder / runs.RESULT}")
     if config is None:
-        if any(folder.iterdir()) and not any(folder.glob(f"partial-{SEARCH}")):
+        names = {path.name for path in folder.iterdir()} - {runs.LOCK}
+        if names and f"partial-{SEARCH}" not in names:
             raise RunError(f"The output folder must be new or empty. Received: {folder}")
         return
     if not resume:
