@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BACKENDS := tensorflow jax torch
+# The longest first. `once`: tests that do not depend on the backend, on TensorFlow.
+PASSES := jax once tensorflow torch
 JOBS ?= 2
 PYTEST_ARGS ?=
 
@@ -15,7 +17,7 @@ LOGS := build/test
 PEER := pytorchcv==0.0.74
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test lint format bench readme clean $(BACKENDS:%=test-%)
+.PHONY: help demo test lint format bench readme clean $(PASSES:%=test-%)
 
 help:
 	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
@@ -43,18 +45,20 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.demo
 	@$(BIN)/mf-zoo demo
 
-# Two backends at a time with one thread each use two cores best. Each prints its whole log when
+# Two passes at a time with one thread each use two cores best. Each prints its whole log when
 # it is done; all of them run even where one fails, and then `make test` fails.
 test: $(VENV)/.test
-	@$(MAKE) --no-print-directory -k -j$(JOBS) $(BACKENDS:%=test-%)
+	@$(MAKE) --no-print-directory -k -j$(JOBS) $(PASSES:%=test-%)
 
-# Tests marked `once` do not depend on the backend.
-test-jax test-torch: SELECT := -m "not once"
-$(BACKENDS:%=test-%): test-%: $(VENV)/.test
+test-%: SELECT := -m "not once"
+test-once: SELECT := -m once
+test-%: BACKEND = $*
+test-once: BACKEND := tensorflow
+$(PASSES:%=test-%): test-%: $(VENV)/.test
 	@mkdir -p $(LOGS)
-	@echo "Testing on $* ..."
+	@echo "Testing on $(BACKEND) ($*) ..."
 	@echo "======== $* ========" > $(LOGS)/$*.log; \
-	KERAS_BACKEND=$* OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 \
+	KERAS_BACKEND=$(BACKEND) OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 \
 	  $(BIN)/python -m pytest $(SELECT) $(PYTEST_ARGS) \
 	  >> $(LOGS)/$*.log 2>&1; \
 	status=$$?; cat $(LOGS)/$*.log; exit $$status
