@@ -257,3 +257,18 @@ def test_trains_with_keras_and_one_backend_alone(backend, other, builder, tmp_pa
         print(keras.config.backend(), np.isfinite(loss), sum(changed) > len(changed) / 2)
     """
     assert python(code, tmp_path, KERAS_BACKEND=backend).split() == [backend, "True", "True"]
+
+
+@pytest.mark.parametrize("room", ["training", "tuning", "reporting"])
+def test_lazy_names_are_what_they_say_however_often_they_are_asked_for(room):
+    package = importlib.import_module(f"mf_zoo.{room}")
+    modules = {file.stem for file in (ROOT / "mf_zoo" / room).glob("*.py")}
+    assert not modules & set(package.__all__)  # a module, once imported, would take the name
+    for name in package.__all__:
+        if not name.startswith("ray_"):  # an extra
+            assert getattr(package, name) is getattr(package, name)
+    assert dir(package) == package.__all__ == sorted(package.__all__)
+    with pytest.raises(
+        AttributeError, match=rf"module 'mf_zoo\.{room}' has no attribute 'nothing'"
+    ):
+        package.nothing  # noqa: B018

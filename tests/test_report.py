@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mf_zoo import cli
 from mf_zoo.reporting import pictures, published
-from mf_zoo.reporting.cells import cells, read_results
+from mf_zoo.reporting.cell import cells, read_results
 from mf_zoo.reporting.report import markdown
 from mf_zoo.reporting.statistics import deviation, t_975, t_interval
 from mf_zoo.training.campaign import COLUMNS

@@ -27,6 +27,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="limit the backend's threads")
 
 
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights` and the `--dataset` of a file of weights."""
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="registered name, .weights.h5 file or run folder (default: the model's registered "
+        "weights, of several those of cifar10)",
+    )
+    parser.add_argument("--dataset", help="of a .weights.h5 file: cifar10 (default) or cifar100")
+
+
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
     """Complaints about what the user asked for end the command with one line and code 2."""

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import default_weights, input_errors, load_trained
+from mf_zoo.cli.common import add_weights_arguments, default_weights, input_errors, load_trained
 
 # Of `mf_zoo.deploy.FORMATS`, which would import Keras.
 _SUFFIXES = {"keras": ".keras", "onnx": ".onnx", "litert": ".tflite", "saved_model": ""}
@@ -26,13 +26,7 @@ def add_parser(commands: Any) -> None:
         help="keras (Keras alone loads it), onnx (onnxruntime), litert (LiteRT) or saved_model "
         "(a folder for TensorFlow)",
     )
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="registered name, .weights.h5 file or run folder (default: the model's registered "
-        "weights, of several those of cifar10)",
-    )
-    parser.add_argument("--dataset", help="of a .weights.h5 file: cifar10 (default) or cifar100")
+    add_weights_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="PATH", help="default: MODEL-WEIGHTS with the right ending"
     )

@@ -6,7 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import default_weights, input_errors, load_trained, one_line
+from mf_zoo.cli.common import (
+    add_weights_arguments,
+    default_weights,
+    input_errors,
+    load_trained,
+    one_line,
+)
 from mf_zoo.training.runs import RunError
 
 
@@ -20,13 +26,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="such as MFResNet20")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="registered name, .weights.h5 file or run folder (default: the model's registered "
-        "weights, of several those of cifar10)",
-    )
-    parser.add_argument("--dataset", help="of a .weights.h5 file: cifar10 (default) or cifar100")
+    add_weights_arguments(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes (default: 5)")
     parser.add_argument(
         "--resize",

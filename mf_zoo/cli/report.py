@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mf_zoo.reporting.cells import cells, read_results
+    from mf_zoo.reporting.cell import cells, read_results
     from mf_zoo.reporting.pictures import draw, drawable
     from mf_zoo.reporting.report import REPORT, markdown
     from mf_zoo.training import runs

@@ -1,25 +1,16 @@
 """Reporting: tables and pictures from the results of campaigns."""
 
-import importlib
+from mf_zoo import lazy
 
-_PUBLIC = {
-    "Cell": "cells",
-    "PUBLISHED": "published",
-    "cells": "cells",
-    "draw": "pictures",
-    "markdown": "report",
-    "read_results": "cells",
-    "t_interval": "statistics",
-}
-
-__all__ = sorted(_PUBLIC)
-
-
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "Cell": "cell",
+        "PUBLISHED": "published",
+        "cells": "cell",
+        "draw": "pictures",
+        "markdown": "report",
+        "read_results": "cell",
+        "t_interval": "statistics",
+    },
+)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mf_zoo.reporting.cells import Cell
+from mf_zoo.reporting.cell import Cell
 from mf_zoo.reporting.statistics import deviation
 from mf_zoo.training import runs
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mf_zoo.reporting import published
-from mf_zoo.reporting.cells import Cell, cells, read_results
+from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.pictures import PICTURES, drawable
 from mf_zoo.reporting.statistics import deviation, t_interval
 

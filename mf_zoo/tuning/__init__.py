@@ -3,26 +3,17 @@
 Everything is imported on first use, for keras-tuner is optional.
 """
 
-import importlib
+from mf_zoo import lazy
 
-_PUBLIC = {
-    "MeanFieldHyperModel": "hypermodel",
-    "SPACE": "space",
-    "ray_recipe": "ray",
-    "ray_space": "ray",
-    "ray_tune": "ray",
-    "tune": "search",
-    "work": "search",
-}
-
-__all__ = sorted(_PUBLIC)
-
-
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "MeanFieldHyperModel": "hypermodel",
+        "SPACE": "space",
+        "ray_recipe": "ray",
+        "ray_space": "ray",
+        "ray_tune": "ray",
+        "tune": "search",
+        "work": "search",
+    },
+)
