@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     for stage in mf_zoo.layers.stages(model):
         order = keras.ops.convert_to_numpy(stage.depth_order()).tolist()
-        times = keras.ops.convert_to_numpy(stage.times).round(3).tolist()
+        times = ", ".join(f"{time:.3f}" for time in keras.ops.convert_to_numpy(stage.times))
         print(f"{stage.name}: particles in the order of depth {order}, times {times}")
     if options.output:
         model.save(options.output)  # keras.saving.load_model reads it where mf_zoo is imported

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
 
-from mf_zoo.layers import BasicBlock, BatchNormalization, MeanFieldStage, QuadratureRule
+from mf_zoo.layers import BasicBlock, BatchNormalization, MeanFieldStage, QuadratureRule, stages
 from mf_zoo.optimizers import MeanFieldSGD
 
 SHAPE = (6, 6, 4)
@@ -622,3 +622,16 @@ def test_batch_normalization_equals_keras_in_values_gradients_and_statistics():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.once
+def test_stages_come_from_input_to_output_in_nested_models_too():
+    def stage(name):
+        return MeanFieldStage(layers.Dense(4), 2, name=name)
+
+    shared = stage("c")
+    inner = keras.Sequential([keras.Input((4,)), stage("a"), stage("b")])
+    last = keras.Sequential([keras.Input((4,)), shared, keras.Sequential([stage("d"), shared])])
+    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(4), last, stage("e")])
+    assert [found.name for found in stages(model)] == ["a", "b", "c", "d", "e"]
+    assert stages(shared) == [shared]

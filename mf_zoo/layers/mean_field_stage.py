@@ -399,5 +399,8 @@ def stages(model: keras.Model) -> list[MeanFieldStage]:
     >>> [stage.num_particles for stage in stages(mf_zoo.applications.MFResNet20())]
     [3, 2, 2]
     """
-    layers = model._flatten_layers(include_self=True)
-    return [layer for layer in layers if isinstance(layer, MeanFieldStage)]
+    if isinstance(model, MeanFieldStage):
+        return [model]
+    # Level by level: Keras's own walk goes through the layers of nested models backwards.
+    layers = model._flatten_layers(include_self=False, recursive=False)
+    return list(dict.fromkeys(stage for layer in layers for stage in stages(layer)))
