@@ -35,9 +35,8 @@ def fold(model: keras.Model, split_groups: bool | None = None) -> keras.Model:
 
     `Normalization` of images becomes `Rescaling`; it cannot go into the convolution after it, which
     pads with zeros. BatchNormalization that follows no convolution stays, as at the start of a
-    pre-activation block, whose input is also added to its output (a depthwise convolution or
-    `Rescaling` in its place is within 5 % of its speed). All else is kept, such as a head of your
-    own and nested models.
+    pre-activation block, whose input is also added to its output. All else is kept, such as a head
+    of your own and nested models.
 
     Loading the result needs no mf_zoo. Layers come in depth order, and their names tell the
     particle: `stage1_2_conv1` is the first convolution of particle 2 of `stage1`, the one at index
@@ -47,8 +46,7 @@ def fold(model: keras.Model, split_groups: bool | None = None) -> keras.Model:
         model: A functional or Sequential `keras.Model` made of layers of Keras and of mf_zoo. It is
             not changed.
         split_groups: Whether a grouped convolution becomes ordinary ones side by side, each of at
-            least 16 channels. `None`: on the CPU with TensorFlow and JAX, where that makes a
-            ResNeXt-29 32x4d 1.4 to 2 times as fast (batch of 32). On PyTorch it is slower.
+            least 16 channels. `None`: on the CPU with TensorFlow and JAX, as `GroupedConv2D` does.
 
     Returns:
         A new `keras.Model`, not compiled, whose outputs in inference are those of `model` but for
