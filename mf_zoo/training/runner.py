@@ -112,7 +112,7 @@ def train(
             builder,
             recipe,
             options,
-            _open_folder(folder, options, resume),
+            _open_run(folder, options, resume),
             data_dir=data_dir,
             threads=threads,
             on_device=on_device,
@@ -302,35 +302,60 @@ def check_counts(**counts: int | None) -> None:
             raise RunError(f"`{name}` must be a whole number from {least}. Received: {value!r}")
 
 
-def _open_folder(folder: Path, options: dict, resume: bool) -> dict[str, Any]:
-    """Looks at the run folder, and reads from `state.json` where to go on."""
-    config = runs.read_json(folder / runs.CONFIG)
+def open_folder(
+    folder: Path,
+    options: dict[str, Any],
+    resume: bool,
+    *,
+    file: str = runs.CONFIG,
+    kind: str = "run",
+) -> bool:
+    """Checks that what is asked for can be done in a folder.
+
+    Args:
+        folder: The folder, which exists.
+        options: The settings, those of the recipe under `"recipe"`.
+        resume: Whether to go on with what is in the folder.
+        file: Name of the file that holds the settings of what is in the folder.
+        kind: What that is, for messages.
+
+    Returns:
+        Whether there is something to go on with.
+
+    Raises:
+        RunError: If it is finished, has other settings, is not to be resumed, or is something else.
+    """
+    config = runs.read_json(folder / file)
     if (folder / runs.RESULT).exists():
-        raise RunError(f"The run in {folder} is finished: see {folder / runs.RESULT}")
+        raise RunError(f"The {kind} in {folder} is finished: see {folder / runs.RESULT}")
     if config is None:
         names = {path.name for path in folder.iterdir()} - {runs.LOCK}
-        if names and f"partial-{runs.CONFIG}" not in names:
+        if names and f"partial-{file}" not in names:
             raise RunError(f"The output folder must be new or empty. Received: {folder}")
-        return {"epoch": 0}
+        return False
     if not resume:
         raise RunError(
-            f"{folder} holds a run already: go on with it by --resume, or name another folder"
+            f"{folder} holds a {kind} already: go on with it by --resume, or name another folder"
         )
+    now = {**options, "backend": keras.config.backend()}
     differing = [
-        f"{key} is {config.get(key)!r} there and {value!r} here"
-        for key, value in {**options, "backend": keras.config.backend()}.items()
-        if key != "recipe" and config.get(key) != value
-    ]
-    differing += [
-        f"{key} is {config['recipe'].get(key)!r} there and {value!r} here"
-        for key, value in options["recipe"].items()
-        if config["recipe"].get(key) != value
+        f"{key} is {there.get(key)!r} there and {value!r} here"
+        for there, here in ((config, now), (config["recipe"], options["recipe"]))
+        for key, value in here.items()
+        if key != "recipe" and there.get(key) != value
     ]
     if differing:
         raise RunError(
-            f"A run is resumed with the settings it was started with. {folder}: "
+            f"A {kind} is resumed with the settings it was started with. {folder}: "
             + "; ".join(differing)
         )
+    return True
+
+
+def _open_run(folder: Path, options: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Looks at the run folder, and reads from `state.json` where to go on."""
+    if not open_folder(folder, options, resume):
+        return {"epoch": 0}
     state = runs.read_json(folder / runs.STATE)
     if state is None:
         return {"epoch": 0}

@@ -145,7 +145,7 @@ def tune(
         "search": format_search(hypermodel.space),
     }
     with runs.locked(folder):
-        _open_folder(folder, options, resume)
+        runner.open_folder(folder, options, resume, file=SEARCH, kind="search")
         if chief is None:
             training, validation = _load_data(options, data_dir, threads)
         config = {
@@ -344,33 +344,6 @@ def _failures() -> Iterator[None]:
             "The trials that a search begins with must succeed; three in a row failed. Received: "
             + str(error).strip().splitlines()[-1]
         ) from error
-
-
-def _open_folder(folder: Path, options: Mapping[str, Any], resume: bool) -> None:
-    config = runs.read_json(folder / SEARCH)
-    if (folder / runs.RESULT).exists():
-        raise RunError(f"The search in {folder} is finished: see {folder / runs.RESULT}")
-    if config is None:
-        names = {path.name for path in folder.iterdir()} - {runs.LOCK}
-        if names and f"partial-{SEARCH}" not in names:
-            raise RunError(f"The output folder must be new or empty. Received: {folder}")
-        return
-    if not resume:
-        raise RunError(
-            f"{folder} holds a search already: go on with it by --resume, or name another folder"
-        )
-    now = {**options, "backend": keras.config.backend()}
-    differing = [
-        f"{key} is {there.get(key)!r} there and {value!r} here"
-        for there, here in ((config, now), (config["recipe"], options["recipe"]))
-        for key, value in here.items()
-        if key != "recipe" and there.get(key) != value
-    ]
-    if differing:
-        raise RunError(
-            f"A search is resumed with the settings it was started with. {folder}: "
-            + "; ".join(differing)
-        )
 
 
 def _load_data(config: Mapping[str, Any], data_dir: Any, threads: int | None) -> tuple[Any, Any]:
