@@ -468,6 +468,46 @@ def test_a_search_killed_at_any_write_ends_the_same(tuner, tmp_path, monkeypatch
         )
 
 
+@pytest.mark.once
+def test_a_bayesian_search_goes_on_to_the_same_values(tmp_path):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+
+    def oracle(name):
+        given = keras_tuner.HyperParameters()
+        given.Float("x", 0.0, 1.0)
+        given.Float("y", 0.0, 1.0)
+        one = oracles.BayesianOptimizationOracle(
+            "val_accuracy", 6, num_initial_points=3, seed=1, hyperparameters=given
+        )
+        one._set_project_dir(str(tmp_path), name)  # as a tuner does
+        one.verbose = 0
+        return one
+
+    def run(one):
+        trial = one.create_trial("tuner0")
+        x, y = (trial.hyperparameters.values[name] for name in "xy")
+        accuracy = math.sin(9 * x) * math.cos(7 * y)
+        one.update_trial(trial.trial_id, {"val_accuracy": accuracy})
+        trial.status = "COMPLETED"
+        one.end_trial(trial)
+        return x, y
+
+    whole = oracle("whole")
+    expected = [run(whole) for _ in range(6)]
+    found = []
+    for number in range(6):  # killed after each trial, and in the middle of every other
+        if number % 2:
+            killed = oracle("killed")
+            killed.reload()
+            killed.create_trial("tuner0")
+        one = oracle("killed")
+        if number:
+            one.reload()
+            assert list(one.trials) == one.start_order
+        found.append(run(one))
+    assert found == expected
+
+
 def _process(signal_name, when, *arguments):
     return subprocess.run(
         [sys.executable, HERE / "tiny_zoo.py", signal_name, when, *map(str, arguments)],
