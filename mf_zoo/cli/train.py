@@ -73,6 +73,11 @@ def _add_train(commands):
         default=None,
         help="keep the images on the device and run whole epochs in one dispatch (JAX)",
     )
+    parser.add_argument(
+        "--distribute",
+        choices=("data",),
+        help="divide each batch among all devices, of several processes too",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs")
     parser.add_argument(
         "--verbose", type=int, choices=(0, 1, 2), help="silent, progress bar, line per epoch"
@@ -117,6 +122,7 @@ def _train(options: argparse.Namespace):
         "limit": None,
         "threads": None,
         "on_device": False,
+        "distribute": None,
     }
     base = "paper"
     started = read_json(options.output / CONFIG) if options.resume else None

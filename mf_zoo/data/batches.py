@@ -50,6 +50,8 @@ class Batches(keras.utils.PyDataset):
         drop_remainder: bool = False,
         num_classes: int | None = None,
         initial_epoch: int = 0,
+        divisible_by: int = 1,
+        part: tuple[int, int] = (0, 1),
     ):
         super().__init__(workers=1, use_multiprocessing=False)
         images, labels = np.asarray(images), np.asarray(labels)
@@ -62,6 +64,7 @@ class Batches(keras.utils.PyDataset):
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
             ("initial_epoch", initial_epoch, 0),
+            ("divisible_by", divisible_by, 1),
         ):
             if not isinstance(value, (int, np.integer)) or value < low:
                 raise ValueError(f"`{label}` must be an integer >= {low}. Received: {value!r}")
@@ -75,6 +78,13 @@ class Batches(keras.utils.PyDataset):
                 "`num_classes` must be given with mixup, whose labels are one-hot, and be above "
                 f"every label. Received: num_classes={num_classes!r}"
             )
+        which, parts = part
+        if not 0 <= which < parts or divisible_by % parts or batch_size % divisible_by:
+            raise ValueError(
+                "`part` must be (i, n) with 0 <= i < n, where n divides `divisible_by` and that "
+                f"divides `batch_size`. Received: part={part}, divisible_by={divisible_by}, "
+                f"batch_size={batch_size}"
+            )
         self.images, self.labels = images, labels.astype("int64")
         self.batch_size = int(batch_size)
         self.shuffle = bool(shuffle)
@@ -82,18 +92,23 @@ class Batches(keras.utils.PyDataset):
         self.seed = int(seed)
         self.drop_remainder = bool(drop_remainder)
         self.num_classes = num_classes
+        self.part = part
+        # The number of images that an epoch hands out.
+        self.images_per_epoch = len(images) - len(images) % (
+            batch_size if drop_remainder else divisible_by
+        )
         self.epoch = int(initial_epoch)
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, its permutation)
         self._handed_out: int | None = None  # batches of the epoch `fit` is in
         if not len(self):
             raise ValueError(
                 f"There must be at least one batch. Received: {len(images)} images, "
-                f"batch_size={batch_size}, drop_remainder={drop_remainder}"
+                f"batch_size={batch_size}, drop_remainder={drop_remainder}, "
+                f"divisible_by={divisible_by}"
             )
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest > 0 and not self.drop_remainder)
+        return -(-self.images_per_epoch // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= index < len(self):
@@ -106,16 +121,25 @@ class Batches(keras.utils.PyDataset):
     def batch(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch `index` of epoch `epoch`: `(images, labels)`, whatever was asked for before."""
         draw = self.draw(epoch, index)
+        if not self.mixes:  # Else partners may be in other parts.
+            draw = {key: values[self._window(len(values))] for key, values in draw.items()}
         images, labels = self.images[draw["index"]], self.labels[draw["index"]]
         if self.augment is not None:
             images = self.augment.transform_images(images, draw)
             if self.mixes:
                 one_hot = np.eye(self.num_classes, dtype="float32")[labels]
                 images, labels = self.augment.mix(images, one_hot, draw)
+                window = self._window(len(images))
+                images, labels = images[window], labels[window]
         return images, labels
 
+    def _window(self, count: int) -> slice:
+        """Where our part is in a batch of `count` images."""
+        which, parts = self.part
+        return slice(which * count // parts, (which + 1) * count // parts)
+
     def draw(self, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """What is random in a batch: which images, and how they are augmented.
+        """What is random in a (whole) batch: which images, and how they are augmented.
 
         Args:
             epoch: Number of the epoch.
@@ -125,7 +149,7 @@ class Batches(keras.utils.PyDataset):
             `index`, the numbers of the images `(batch,)`, and what `Augmentation.draw` returns.
         """
         start = index * self.batch_size
-        stop = min(start + self.batch_size, len(self.images))
+        stop = min(start + self.batch_size, self.images_per_epoch)
         chosen = np.arange(start, stop)
         if self.shuffle:
             chosen = self._permutation(epoch)[start:stop]
@@ -166,6 +190,8 @@ def batches(
     backend: str = "auto",
     num_classes: int | None = None,
     initial_epoch: int = 0,
+    divisible_by: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Any:
     """Make a dataset for `model.fit`, `evaluate` or `predict` from arrays.
 
@@ -184,6 +210,10 @@ def batches(
             `Batches`; `"auto"` is `"tf"` on Keras's TensorFlow backend.
         num_classes: Number of classes, needed with mixup only, whose labels are one-hot.
         initial_epoch: Number of the first epoch: where a resumed training goes on.
+        divisible_by: A number that divides `batch_size`. Of a last batch that is not full so many
+            images are left out that it divides that too: for batches that several devices share.
+        part: `(i, n)`: hand out part `i` of the `n` equal parts of each batch, the same images as
+            in the whole batch: for process `i` of `n` that train together.
 
     Returns:
         A `tf.data.Dataset` or a `Batches` that yields `(images, labels)`: images of the dtype
@@ -217,6 +247,8 @@ def batches(
         drop_remainder=drop_remainder,
         num_classes=num_classes,
         initial_epoch=initial_epoch,
+        divisible_by=divisible_by,
+        part=part,
     )
     if backend == "auto":
         backend = "tf" if keras.backend.backend() == "tensorflow" else "pydataset"
@@ -234,8 +266,8 @@ def _tf_dataset(source: Batches) -> Any:
                 source.epoch = epoch + 1
             yield batch
 
-    count = source.batch_size
-    if len(source.images) % count and not source.drop_remainder:
+    count = source.batch_size // source.part[1]
+    if source.images_per_epoch % source.batch_size:
         count = None
     shape = source.images.shape[1:]
     if source.mixes:

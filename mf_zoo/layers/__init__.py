@@ -16,6 +16,7 @@ from mf_zoo.layers.quadrature import (
     QuadratureRule,
     UniformRule,
 )
+from mf_zoo.layers.synchronize import synchronize_statistics
 
 __all__ = [
     "BackwardRule",
@@ -34,4 +35,5 @@ __all__ = [
     "UniformRule",
     "reflect",
     "stages",
+    "synchronize_statistics",
 ]

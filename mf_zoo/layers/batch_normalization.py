@@ -15,6 +15,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
     `python -m benchmarks.batch_normalization` measures what that is worth. Elsewhere, in inference,
     and where the kernel does not apply (axis, mask, `synchronized`), it is Keras's own code.
 
+    `synchronized=True` works on PyTorch too, between the processes of `torch.distributed`, whose
+    parts of the batch must be of one size. On JAX it changes nothing: there a batch that is divided
+    among devices is one array, and its statistics are those of the whole anyway.
+
     Args:
         **kwargs: Those of `keras.layers.BatchNormalization`.
 
@@ -60,3 +64,26 @@ class BatchNormalization(keras.layers.BatchNormalization):
             value = ops.cast(value, average.dtype)
             average.assign(average * self.momentum + value * (1.0 - self.momentum))
         return outputs
+
+    def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:
+        if not self.synchronized or mask is not None or keras.backend.backend() == "tensorflow":
+            return super()._moments(inputs, mask)
+        if keras.backend.backend() == "torch":
+            return _moments_of_processes(inputs, self._reduction_axes)
+        return ops.moments(inputs, axes=self._reduction_axes)
+
+
+def _moments_of_processes(inputs: Any, axes: Any) -> tuple[Any, Any]:
+    """Mean and variance over the parts of a batch that PyTorch's processes hold."""
+    # A branch because Keras has no synchronised moments on PyTorch, and PyTorch's own
+    # SyncBatchNorm does not run on the CPU.
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return ops.moments(inputs, axes=axes)
+    from torch.distributed.nn.functional import all_reduce  # passes gradients on, too
+
+    size = torch.distributed.get_world_size()
+    mean = all_reduce(ops.mean(inputs, axis=axes, keepdims=True)) / size
+    variance = all_reduce(ops.mean(ops.square(inputs - mean), axis=axes)) / size
+    return ops.squeeze(mean, axis=axes), variance

@@ -52,16 +52,17 @@ class DepthOrder(keras.callbacks.Callback):
     summed over the stages.
 
     Args:
-        path: The CSV file that rows of (epoch, stage, particle, time, rank) are appended to.
+        path: The CSV file that rows of (epoch, stage, particle, time, rank) are appended to;
+            `None` writes none.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | None):
         super().__init__()
         self.path = path
 
     def on_train_begin(self, logs=None):
         self._order = self._orders()
-        if not self.path.exists():
+        if self.path is not None and not self.path.exists():
             self._write(0)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -80,6 +81,8 @@ class DepthOrder(keras.callbacks.Callback):
         return [keras.ops.convert_to_numpy(stage.depth_order()) for stage in self._stages()]
 
     def _write(self, epoch: int):
+        if self.path is None:
+            return
         rows = []
         for stage, order in zip(self._stages(), self._order, strict=True):
             times = keras.ops.convert_to_numpy(stage.times)
@@ -100,11 +103,11 @@ class History(keras.callbacks.Callback):
     the training with a `RunError`, before it reaches a checkpoint.
 
     Args:
-        path: The CSV file.
+        path: The CSV file; `None` writes none.
         images: Number of training images in an epoch.
     """
 
-    def __init__(self, path: Path, images: int):
+    def __init__(self, path: Path | None, images: int):
         super().__init__()
         self.path = path
         self.images = images
@@ -130,12 +133,34 @@ class History(keras.callbacks.Callback):
             "images_per_second": round(self.images / seconds, 1),
             "order_swaps": logs.get("order_swaps", 0),
         }
-        runs.append_rows(self.path, [row], HISTORY_COLUMNS)
+        if self.path is not None:
+            runs.append_rows(self.path, [row], HISTORY_COLUMNS)
         if not np.isfinite(logs.get("loss", 0.0)):
             raise runs.RunError(
                 "The training diverged; a lower learning rate may help. "
                 f"Received: loss={logs['loss']} in epoch {epoch + 1}"
             )
+
+
+class AverageLogs(keras.callbacks.Callback):
+    """Averages an epoch's logs over the processes that each saw a part of the images.
+
+    Args:
+        group: The `mf_zoo.training.distribution.Group`.
+        weight: Weight of this process's validation logs in the mean.
+    """
+
+    def __init__(self, group: Any, weight: float):
+        super().__init__()
+        self.group = group
+        self.weight = weight
+
+    def on_epoch_end(self, epoch, logs=None):
+        keys = sorted(logs)
+        weights = [self.weight if key.startswith("val_") else 1.0 for key in keys]
+        values = np.asarray([logs[key] for key in keys], "float64")
+        means = self.group.mean(values * np.asarray(weights))
+        logs.update(zip(keys, means.tolist(), strict=True))
 
 
 def last_learning_rate(optimizer: keras.optimizers.Optimizer) -> float:

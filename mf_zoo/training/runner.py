@@ -13,8 +13,15 @@ import numpy as np
 
 from mf_zoo import applications, data
 from mf_zoo.devices import accelerator
-from mf_zoo.training import runs
-from mf_zoo.training.callbacks import Checkpoint, DepthOrder, History, random_states
+from mf_zoo.layers import synchronize_statistics
+from mf_zoo.training import distribution, runs
+from mf_zoo.training.callbacks import (
+    AverageLogs,
+    Checkpoint,
+    DepthOrder,
+    History,
+    random_states,
+)
 from mf_zoo.training.evaluation import evaluate
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.on_device import train_on_device
@@ -40,6 +47,7 @@ def train(
     limit: int | None = None,
     threads: int | None = None,
     on_device: bool = False,
+    distribute: str | None = None,
     tensorboard: bool = False,
     verbose: str | int = "auto",
     command: str | None = None,
@@ -70,6 +78,11 @@ def train(
         threads: Limit for the threads of the backend (TensorFlow, PyTorch).
         on_device: On the JAX backend, keep the images on the device and run the steps of an epoch
             in one dispatch; the same batches and steps, and nothing to wait for in between.
+        distribute: `"data"` divides each batch among all devices, of several processes too; see
+            `mf_zoo.training.distribution`. Whatever their number, the run is, up to rounding, that
+            of one device with the whole batch: gradients are averaged and BatchNormalization's
+            statistics are those of the whole batch, of which at most `devices - 1` images are left
+            out at the end of an epoch. All processes must see `output`; the main one writes it.
         tensorboard: Write TensorBoard logs to the folder's `tensorboard/`.
         verbose: As in `keras.Model.fit`; `"auto"` is a progress bar on a terminal, else a line
             per epoch.
@@ -95,6 +108,11 @@ def train(
         raise RunError(
             f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
         )
+    if on_device and distribute:
+        raise RunError(
+            "`on_device` keeps all images on one device and excludes `distribute`. "
+            f"Received: distribute={distribute!r}"
+        )
     check_counts(eval_every=eval_every, holdout=holdout, limit=limit, threads=threads)
     folder = Path(output)
     options = {
@@ -106,16 +124,29 @@ def train(
         "holdout": holdout,
         "limit": limit,
     }
-    with runs.locked(folder):
+    if threads and not runs.limit_threads(threads):
+        print(
+            f"note: --threads has no effect on {keras.config.backend()} here; "
+            "limit the process with taskset",
+            file=sys.stderr,
+        )
+    with contextlib.ExitStack() as stack, distribution.start(distribute) as group:
+
+        def open_run() -> dict[str, Any]:
+            stack.enter_context(runs.locked(folder))
+            return _open_run(folder, options, resume)
+
         return _train(
             folder,
             builder,
             recipe,
             options,
-            _open_run(folder, options, resume),
+            group.from_main(open_run),
+            group,
             data_dir=data_dir,
             threads=threads,
             on_device=on_device,
+            distribute=distribute,
             tensorboard=tensorboard,
             verbose=verbose,
             command=command or shlex.join(sys.argv),
@@ -128,10 +159,12 @@ def _train(
     recipe: Recipe,
     options: dict[str, Any],
     state: dict[str, Any],
+    group: distribution.Group,
     *,
     data_dir: str | Path | None,
     threads: int | None,
     on_device: bool,
+    distribute: str | None,
     tensorboard: bool,
     verbose: str | int,
     command: str,
@@ -139,11 +172,10 @@ def _train(
     """The run itself, in a folder that is ours, from `state` on."""
     dataset, seed, eval_every = options["dataset"], options["seed"], options["eval_every"]
     epoch = state["epoch"]
-    if threads and not runs.limit_threads(threads):
-        print(
-            f"note: --threads has no effect on {keras.config.backend()} here; "
-            "limit the process with taskset",
-            file=sys.stderr,
+    if recipe.batch_size % group.devices:
+        raise RunError(
+            "`batch_size` must be a multiple of the number of devices that share a batch. "
+            f"Received: batch_size={recipe.batch_size}, {group.devices} devices"
         )
     keras.utils.set_random_seed(seed)
     (images, labels), (test_images, test_labels), split = load_data(
@@ -151,7 +183,15 @@ def _train(
     )
     with usage_errors():
         classes = len(data.class_names(dataset))
-        batches = make_batches(images, labels, recipe, seed, classes)
+        batches = make_batches(
+            images,
+            labels,
+            recipe,
+            seed,
+            classes,
+            divisible_by=group.devices,
+            part=(group.process, group.processes),
+        )
         schedule = learning_rate_schedule(recipe, len(batches))
     config = {
         **options,
@@ -164,36 +204,48 @@ def _train(
         "device": runs.device(threads),
         "threads": threads,
         "on_device": on_device,
+        "distribute": distribute,
+        "processes": group.processes,
+        "devices": group.devices,
         "data_dir": None if data_dir is None else str(data_dir),
         "command": command,
         "date": runs.now(),
     }
-    if epoch == 0:
-        with runs.writing(folder):
-            for name in (runs.HISTORY, runs.TIMES):
-                (folder / name).unlink(missing_ok=True)
-        runs.write_json(folder / runs.CONFIG, config)
-        with usage_errors(), dtype_policy(recipe.dtype_policy):
-            network = build_network(builder, recipe, classes)
-            compile_network(network, recipe, schedule, seed)
-    else:
-        for name in (runs.HISTORY, runs.TIMES):
-            runs.drop_rows_after(folder / name, epoch)
-        network = _load_checkpoint(folder, state)
-        print(f"resuming {folder} after epoch {epoch} of {recipe.epochs}", file=sys.stderr)
+    if group.is_main:
+        _prepare_files(folder, config, epoch)
+    with group.scope():
+        if epoch == 0:
+            with usage_errors(), dtype_policy(recipe.dtype_policy):
+                network = build_network(builder, recipe, classes)
+                compile_network(network, recipe, schedule, seed)
+        else:
+            network = _load_checkpoint(folder, state)
+            if group.is_main:
+                print(
+                    f"resuming {folder} after epoch {epoch} of {recipe.epochs}", file=sys.stderr
+                )
+        synchronize_statistics(network, group.devices > 1)
+        group.prepare(network)
 
     if epoch < recipe.epochs:
         soft = recipe.mixup > 0
         test_targets = np.eye(classes, dtype="float32")[test_labels] if soft else test_labels
+        mine = _part_of(group, test_images, test_targets)
         callbacks = [
             SetEpoch(batches, seed),
-            DepthOrder(folder / runs.TIMES),
-            History(folder / runs.HISTORY, len(images)),
-            Checkpoint(folder),
+            DepthOrder(folder / runs.TIMES if group.is_main else None),
+            History(folder / runs.HISTORY if group.is_main else None, batches.images_per_epoch),
         ]
-        if tensorboard:
+        if group.metrics_are_local:
+            share = float(mine[2].sum()) / len(test_images) if len(mine) == 3 else 1.0
+            callbacks.insert(0, AverageLogs(group, share * group.processes))
+        if group.is_main:
+            callbacks.append(Checkpoint(folder))
+        if tensorboard and group.is_main:
             callbacks.append(_tensorboard(folder))
-        if verbose == "auto":
+        if not group.is_main:
+            verbose = 0
+        elif verbose == "auto":
             verbose = 1 if sys.stdout.isatty() else 2
         evaluated = {*range(eval_every, recipe.epochs, eval_every), recipe.epochs}
         training_data = batches
@@ -202,30 +254,66 @@ def _train(
             first = slice(EVALUATION_BATCH)
             network.evaluate(test_images[first], test_targets[first], verbose=0)
             training_data = train_on_device(network, batches)
-        network.fit(
-            training_data,
-            epochs=recipe.epochs,
-            initial_epoch=epoch,
-            shuffle=False,  # `batches` shuffles; Keras would add an order no seed can repeat.
-            validation_data=(test_images, test_targets),
-            validation_batch_size=EVALUATION_BATCH,
-            validation_freq=sorted(evaluated),
-            callbacks=callbacks,
-            verbose=verbose,
-        )
+        with group.scope():
+            network.fit(
+                training_data,
+                epochs=recipe.epochs,
+                initial_epoch=epoch,
+                shuffle=False,  # `batches` shuffles; Keras would add an order no seed can repeat.
+                validation_data=mine,
+                validation_batch_size=_evaluation_batch(group),
+                validation_freq=sorted(evaluated),
+                callbacks=callbacks,
+                verbose=verbose,
+            )
 
     with dtype_policy("float32"):
         final = build_network(builder, recipe, classes)
     final.set_weights(network.get_weights())
     scores = evaluate(final, test_images, test_labels, EVALUATION_BATCH, from_logits=True)
+    return group.from_main(lambda: _write_result(folder, config, recipe, final, scores))
+
+
+def _prepare_files(folder: Path, config: dict[str, Any], epoch: int) -> None:
+    """Has the run folder hold what it does after `epoch`, and no more."""
+    if epoch == 0:
+        with runs.writing(folder):
+            for name in (runs.HISTORY, runs.TIMES):
+                (folder / name).unlink(missing_ok=True)
+        runs.write_json(folder / runs.CONFIG, config)
+        return
+    for name in (runs.HISTORY, runs.TIMES):
+        runs.drop_rows_after(folder / name, epoch)
+
+
+def _part_of(group: distribution.Group, images, targets) -> tuple[np.ndarray, ...]:
+    """The evaluation images of one process, those that only fill up a batch without weight."""
+    if group.devices == 1:
+        return images, targets
+    count = -(-len(images) // group.devices) * group.devices
+    size = count // group.processes
+    mine = np.arange(group.process * size, (group.process + 1) * size)
+    weights = (mine < len(images)).astype("float32")
+    return images[mine % len(images)], targets[mine % len(images)], weights
+
+
+def _evaluation_batch(group: distribution.Group) -> int:
+    """Evaluation images that one process takes at a time."""
+    return max(EVALUATION_BATCH // group.devices, 1) * group.devices // group.processes
+
+
+def _write_result(
+    folder: Path, config: dict[str, Any], recipe: Recipe, final: keras.Model, scores: Any
+) -> dict[str, Any]:
+    """Writes the weights and `result.json`, the end of a run."""
     weights = folder / runs.WEIGHTS
     digest = runs.write_atomically(weights, final.save_weights)
     history = runs.read_rows(folder / runs.HISTORY)
     seconds = sum(float(row["seconds"]) for row in history)
     result = {
-        "model": options["model"],
-        "dataset": dataset,
-        "evaluated_on": split,
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "evaluated_on": config["evaluated_on"],
         "test_error": round(scores.error, 6),
         "test_loss": scores.nll,
         "test_ece": scores.ece,
@@ -233,11 +321,11 @@ def _train(
         "train_error": 100 * (1 - float(history[-1]["accuracy"])),
         "epochs": recipe.epochs,
         "recipe": recipe.name,
-        "seed": seed,
+        "seed": config["seed"],
         "parameters": final.count_params(),
         "order_swaps": sum(int(row["order_swaps"]) for row in history),
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(len(images) * len(history) / seconds, 1),
+        "images_per_second": round(config["train_images"] * len(history) / seconds, 1),
         "backend": config["backend"],
         "device": config["device"],
         "command": (runs.read_json(folder / runs.CONFIG) or config)["command"],
@@ -394,7 +482,9 @@ def augmentation(recipe: Recipe) -> data.Augmentation:
     )
 
 
-def make_batches(images, labels, recipe: Recipe, seed: int, classes: int) -> data.Batches:
+def make_batches(
+    images, labels, recipe: Recipe, seed: int, classes: int, **parts: Any
+) -> data.Batches:
     """The recipe's batches of training images, everything random in them drawn from `seed`."""
     # A `Batches` on TensorFlow too: its epoch can be set, whatever Keras looks at beforehand.
     return data.batches(
@@ -406,6 +496,7 @@ def make_batches(images, labels, recipe: Recipe, seed: int, classes: int) -> dat
         seed=seed,
         num_classes=classes,
         backend="pydataset",
+        **parts,
     )
 
 
@@ -463,7 +554,7 @@ def compile_network(network: keras.Model, recipe: Recipe, schedule, seed: int) -
     network.compile(
         optimizer=optimizer,
         loss=SmoothedCrossentropy(recipe.label_smoothing),
-        metrics=["accuracy", nll],
+        weighted_metrics=["accuracy", nll],  # Weights 0 and 1, where images fill up a batch.
         jit_compile=False if slow_jit else "auto",
     )
 
