@@ -578,6 +578,39 @@ def test_the_best_recipe_trains_as_the_trial_did(finished, cifar10_dir, tmp_path
 
 
 @pytest.mark.once
+def test_a_search_from_weights_goes_on_and_its_recipe_trains_as_the_trial_did(
+    cifar10_dir, tmp_path, capsys
+):
+    keras.utils.set_random_seed(1)
+    source = tmp_path / "source.weights.h5"
+    tiny_zoo.tiny().save_weights(source)
+    start = ["--weights", str(source), "--freeze", "st*"]
+    folder, common = tmp_path / "search", ["--data-dir", str(cifar10_dir), "--output"]
+    # Killed in the second trial.
+    process = _process("SIGKILL", "1.0.2", *COMMAND, *start, *common, folder)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    resume = ["tune", "--resume", "--output", str(folder)]
+    assert "freeze is ['st*'] there and ['stem'] here" in _fails(
+        capsys, *resume, "--freeze", "stem"
+    )
+    assert cli.main(resume) == 0
+    config, result = (
+        json.loads((folder / name).read_text()) for name in ("search.json", "result.json")
+    )
+    for settings in (config, result):
+        assert (settings["weights"], settings["freeze"]) == (str(source), ["st*"])
+    row = _rows(folder / "trials.csv")[int(result["best_trial"])]
+
+    arguments = ["train", "Tiny", "--recipe", str(folder / "best.toml"), "--seed", "5", *start]
+    arguments += ["--holdout", "40", "--limit", "64", "--verbose", "0", *common]
+    assert "mf-zoo train Tiny " + " ".join(start[:2]) in (folder / "best.toml").read_text()
+    assert cli.main([*arguments, str(tmp_path / "run")]) == 0
+    trained = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert trained["test_error"] == pytest.approx(result["val_error"], abs=1e-3)
+    assert trained["train_loss"] == pytest.approx(float(row["loss"]), rel=1e-5)
+
+
+@pytest.mark.once
 def test_a_killed_search_goes_on_to_the_same_trials(finished, cifar10_dir, tmp_path, capsys):
     folder = tmp_path / "a search"
     # In the second epoch of the second trial.
@@ -796,6 +829,13 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     for address in ("127.0.0.1", "localhost:0", "localhost:70000", ":", "a b:1"):
         error = _fails(capsys, *command, "Tiny", "--chief", address)
         assert f"`chief` must be HOST:PORT. Received: {address!r}" in error
+    for model, *start, message in (
+        ("MFResNet20", "--weights", "imagenet", "'imagenet'"),
+        ("Tiny", "--weights", tmp_path / "none.weights.h5", "must exist before it is loaded"),
+        ("Tiny", "--freeze", "x*", "must name layers of the model, which are"),
+    ):
+        assert message in _fails(capsys, *command, model, *start)
+    assert "Received: --freeze ['stem']" in _fails(capsys, *worker, "--freeze", "stem")
     assert not folder.exists()
     error = _fails(capsys, *command, "Tiny", "--holdout", "500")
     assert "less than the 500 training images. Received: 500" in error

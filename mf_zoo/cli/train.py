@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, input_errors, one_line
+from mf_zoo.cli.common import add_data_arguments, add_start_arguments, input_errors, one_line
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
 from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
 
@@ -53,6 +53,7 @@ def _add_train(commands):
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="such as MFResNet20")
     add_data_arguments(parser)
+    add_start_arguments(parser)
     parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} or a .toml file (default: paper)")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="run folder")
@@ -123,6 +124,8 @@ def _train(options: argparse.Namespace):
         "threads": None,
         "on_device": False,
         "distribute": None,
+        "weights": None,
+        "freeze": [],
     }
     base = "paper"
     started = read_json(options.output / CONFIG) if options.resume else None
