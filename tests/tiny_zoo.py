@@ -8,6 +8,8 @@ it is the backend.
 
 `python tests/tiny_zoo.py SIGNAL WHEN campaign ...` passes both on to the runs that it starts. There
 SIGNAL may be `PARENT`: the run kills the campaign that started it, by SIGKILL, and then sleeps.
+
+The environment variable LOGICAL_DEVICES says as how many devices TensorFlow shall see the CPU.
 """
 
 import collections
@@ -118,6 +120,13 @@ def main(signal_name, when, *arguments):
             _FinderWithoutTensorFlow if finder is importlib.machinery.PathFinder else finder
             for finder in sys.meta_path
         ]
+    elif "LOGICAL_DEVICES" in os.environ:
+        import tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * int(os.environ["LOGICAL_DEVICES"]),
+        )
     from mf_zoo import applications, cli
     from mf_zoo.data import Batches
     from mf_zoo.training import runs

@@ -160,6 +160,11 @@ def _train(options: argparse.Namespace):
         verbose="auto" if options.verbose is None else options.verbose,
         command=options.command_line,
     )
+    if given["distribute"]:
+        from mf_zoo.training.distribution import is_main
+
+        if not is_main():
+            return
     print(
         f"{result['model']} on {result['dataset']}, {result['evaluated_on']}: "
         f"error {result['test_error']:.2f} %, loss {result['test_loss']:.4f} "

@@ -77,13 +77,29 @@ def _moments_of_processes(inputs: Any, axes: Any) -> tuple[Any, Any]:
     """Mean and variance over the parts of a batch that PyTorch's processes hold."""
     # A branch because Keras has no synchronised moments on PyTorch, and PyTorch's own
     # SyncBatchNorm does not run on the CPU.
-    import torch.distributed
+    import torch
+    from torch import distributed
 
-    if not torch.distributed.is_initialized():
+    if not distributed.is_initialized():
         return ops.moments(inputs, axes=axes)
-    from torch.distributed.nn.functional import all_reduce  # passes gradients on, too
 
-    size = torch.distributed.get_world_size()
-    mean = all_reduce(ops.mean(inputs, axis=axes, keepdims=True)) / size
-    variance = all_reduce(ops.mean(ops.square(inputs - mean), axis=axes)) / size
+    def total(tensor: Any) -> Any:
+        tensor = tensor.contiguous().clone()
+        distributed.all_reduce(tensor)
+        return tensor
+
+    class Sum(torch.autograd.Function):
+        """The sum over the processes; each one's loss depends on all addends."""
+
+        @staticmethod
+        def forward(context: Any, addend: Any) -> Any:
+            return total(addend)
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> Any:
+            return total(gradient)
+
+    processes = distributed.get_world_size()
+    mean = Sum.apply(ops.mean(inputs, axis=axes, keepdims=True)) / processes
+    variance = Sum.apply(ops.mean(ops.square(inputs - mean), axis=axes)) / processes
     return ops.squeeze(mean, axis=axes), variance

@@ -191,15 +191,18 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         folder: The run folder.
+        group: The `mf_zoo.training.distribution.Group` that trains; this is its main process.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, group: Any):
         super().__init__()
         self.folder = folder
+        self.group = group
 
     def on_epoch_end(self, epoch, logs=None):
         path = self.folder / f"checkpoint-{epoch + 1:04d}.keras"
-        digest = runs.write_atomically(path, self.model.save)
+        with self.group.alone():
+            digest = runs.write_atomically(path, self.model.save)
         runs.write_json(
             self.folder / runs.STATE,
             {

@@ -8,6 +8,7 @@ the training that one device would do with the whole batch.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 
 from mf_zoo.training.runs import RunError
 
-KINDS = ("data",)
+# What the messages of collective operations say when a process is gone.
+_LOST = re.compile("gloo|nccl|(closed|reset) by peer", re.IGNORECASE)
 
 
 class Group:
@@ -41,6 +43,10 @@ class Group:
 
     def scope(self) -> contextlib.AbstractContextManager:
         """The context in which networks are built, loaded, compiled and trained."""
+        return contextlib.nullcontext()
+
+    def alone(self) -> contextlib.AbstractContextManager:
+        """A context, within that of `scope`, for what one process does and others do not."""
         return contextlib.nullcontext()
 
     def prepare(self, network: keras.Model) -> None:
@@ -88,6 +94,16 @@ class _JAX(Group):
 
     def scope(self) -> contextlib.AbstractContextManager:
         return self._distribution.scope()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        # Keras's saving creates a variable in passing: in the scope all processes would have to.
+        before = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(before)
 
     def _broadcast(self, message: bytes) -> bytes:
         from jax.experimental import multihost_utils
@@ -213,8 +229,26 @@ def start(kind: str | None) -> Iterator[Group]:
     if kind is None:
         yield Group()
         return
-    if kind not in KINDS:
+    if kind != "data":
         raise RunError(f"`distribute` must be 'data' or None. Received: {kind!r}")
     group = _GROUPS[keras.config.backend()]()
-    yield group
+    try:
+        yield group
+    except (RuntimeError, ValueError) as error:
+        found = [line for line in str(error).splitlines() if _LOST.search(line)]
+        if group.processes == 1 or not found:
+            raise
+        raise RunError(
+            "All processes that train together must stay alive; end those that are left and "
+            f"start all again with --resume. Received: {found[0]}"
+        ) from error
     group.leave()
+
+
+def is_main() -> bool:
+    """Whether this is the main process of its group, when that may have ended already."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.process_index() == 0
+    return keras.config.backend() != "torch" or os.environ.get("RANK", "0") == "0"

@@ -249,7 +249,7 @@ def _train(
             share = float(mine[2].sum()) / len(test_images) if len(mine) == 3 else 1.0
             callbacks.insert(0, AverageLogs(group, share * group.processes))
         if group.is_main:
-            callbacks.append(Checkpoint(folder))
+            callbacks.append(Checkpoint(folder, group))
         if tensorboard and group.is_main:
             callbacks.append(_tensorboard(folder))
         if not group.is_main:
