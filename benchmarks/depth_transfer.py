@@ -90,6 +90,18 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file of this benchmark, as `summary` wants them."""
+    return [
+        {
+            **row,
+            "mean_field_scaling": row["mean_field_scaling"] == "True",
+            "learning_rate": float(row["learning_rate"]),
+        }
+        for row in harness.read_csv(path)
+    ]
+
+
 class Runs:
     """Short trainings of networks that are made and compiled once for all rates and seeds.
 
@@ -139,7 +151,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     harness.quiet()
     parser = argparse.ArgumentParser(description="The best learning rate at several depths.")
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="D")
+    parser.add_argument("--data-dir", type=Path, metavar="D")
+    parser.add_argument(
+        "--summary", type=Path, metavar="FILE", help="say what such a CSV file shows, and no more"
+    )
     parser.add_argument("--depths", type=harness.positive, nargs="+", default=[20, 56, 110])
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--horizon", type=float, default=2.0)
@@ -150,6 +165,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=harness.positive, metavar="N")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the CSV file; and a .png")
     options = parser.parse_args(arguments)
+    if (options.data_dir is None) == (options.summary is None):
+        parser.error("give --data-dir, or --summary alone")
+    if options.summary is not None:
+        print("\n".join(summary(read_rows(options.summary))))
+        return 0
 
     harness.limit_threads(options.threads)
     from mf_zoo import data
