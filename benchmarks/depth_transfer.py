@@ -65,7 +65,7 @@ def factor(rows: Sequence[Mapping[str, Any]], scaling: bool) -> float:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines that say the best rates, of the mean loss and seed by seed, and how far they move."""
+    """Lines that say losses and best rates, of the mean and seed by seed, and how far they move."""
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     by_seed = [[row for row in rows if row["seed"] == seed] for seed in seeds]
     best, losses = best_rates(rows), mean_losses(rows)
@@ -81,6 +81,12 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                     f"{model:12} {name}: best rate {rate:g} (loss "
                     f"{losses[model, scaling][rate]:.3f}){edge}; by seed "
                     + ", ".join(f"{one:g}" for one in rates)
+                )
+                lines.append(
+                    "    loss by rate: "
+                    + ", ".join(
+                        f"{one:g} {loss:.3f}" for one, loss in losses[model, scaled].items()
+                    )
                 )
         moved = ", ".join(f"{factor(some, scaling):.3g}" for some in by_seed)
         lines.append(

@@ -45,6 +45,7 @@ def test_same_outputs_in_plain_layers(kind, split_groups):
     assert len(grouped) == (blocks if kind == "ResNeXt" and not split_groups else 0)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments", [{"reorder": False}, {"quadrature": "uniform_straight_through"}], ids=str
 )
