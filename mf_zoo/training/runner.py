@@ -221,9 +221,7 @@ def _train(
         else:
             network = _load_checkpoint(folder, state)
             if group.is_main:
-                print(
-                    f"resuming {folder} after epoch {epoch} of {recipe.epochs}", file=sys.stderr
-                )
+                print(f"resuming {folder} after epoch {epoch} of {recipe.epochs}", file=sys.stderr)
         synchronize_statistics(network, group.devices > 1)
         group.prepare(network)
 
