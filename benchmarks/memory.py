@@ -7,6 +7,7 @@ the loss are run, and `saved_tensors_hooks` sees every tensor that autograd keep
 often it is kept.
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +136,15 @@ def readme_table(results: Path = harness.RESULTS) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     harness.quiet()
-    parser = harness.parser("Memory of a training step, counted and measured.", 1, 1, batch=8)
+    parser = argparse.ArgumentParser(description="Memory of a training step, counted and measured.")
+    parser.add_argument("--batch", type=harness.positive, default=8, help="images, then twice that")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--input-size", type=harness.positive, default=32, help="pixels a side")
     parser.add_argument("--dtype-policies", nargs="+", default=["float32", "mixed_bfloat16"])
+    parser.add_argument("--output", type=Path, help="CSV file to write")
     options = parser.parse_args(arguments)
 
-    harness.limit_threads(options.threads)
-    shared = harness.circumstances(options.batch, options.threads)
+    shared = harness.circumstances(options.batch, None)
     output = options.output or harness.RESULTS / f"memory-{shared['backend']}.csv"
     rows = []
     for policy in options.dtype_policies:

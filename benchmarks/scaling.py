@@ -1,8 +1,8 @@
 """`python -m benchmarks.scaling`: a training step at ImageNet's size, and many devices.
 
 Measures on one device, whatever backend is active, a training step of each network on images of 224
-pixels a side (real CIFAR-10 images, enlarged) with 1000 classes, beside a product of large matrices
-and a wide convolution in the same call; and between processes of this machine how long adding up
+pixels a side (real CIFAR-10 images, enlarged) with 1000 classes, in turns with a product of large
+matrices and a wide convolution; and between processes of this machine how long adding up
 gradients takes, for several numbers of bytes. A training step counts 3 times the multiply-adds of
 the forward pass, 2 operations each.
 
@@ -49,7 +49,9 @@ class Step:
         seconds: Of a step, the median.
         images_per_second: Batch over seconds.
         operations_per_second: Of convolutions and dense layers.
-        matmul_fraction, convolution_fraction: The same as fractions of the ceilings.
+        matmul_operations, convolution_operations: Operations a second of the ceilings, the median.
+        matmul_fraction, convolution_fraction: What the step reaches of each, the median of the
+            rounds' fractions.
     """
 
     model: str
@@ -63,7 +65,9 @@ class Step:
     seconds: float
     images_per_second: float
     operations_per_second: float
+    matmul_operations: float
     matmul_fraction: float
+    convolution_operations: float
     convolution_fraction: float
 
 
@@ -252,14 +256,22 @@ def build(model: str, input_size: int, policy: str) -> Any:
         )
 
 
-def measure_ceilings(policy: str, rounds: int) -> dict[str, float]:
-    """Operations a second at best: of a product of large matrices, and of a 3x3 convolution."""
+def ceilings(policy: str) -> dict[str, tuple[Callable[[], Any], float]]:
+    """What a device does at best: a product of large matrices, and a wide 3x3 convolution.
+
+    Args:
+        policy: Dtype policy, in whose compute dtype they are.
+
+    Returns:
+        By name a function that does it and waits, and the number of its operations.
+    """
     import keras
     from keras import ops
 
     from mf_zoo.devices import accelerator
 
-    n, batch, repeats = (8192, 256, 10) if accelerator() else (1024, 2, 1)
+    n, batch = (8192, 256) if accelerator() else (1024, 2)
+    repeats = 10
     side = width = 128 if accelerator() else 64
     dtype = keras.dtype_policies.get(policy).compute_dtype
 
@@ -277,46 +289,42 @@ def measure_ceilings(policy: str, rounds: int) -> dict[str, float]:
 
         return run
 
-    sides = {
-        "matmul": repeated(lambda: ops.matmul(a, b)),
-        "convolution": repeated(lambda: ops.conv(images, kernel, padding="same")),
+    matmul = repeated(lambda: ops.matmul(a, b))
+    convolution = repeated(lambda: ops.conv(images, kernel, padding="same"))
+    return {
+        "matmul": (matmul, 2 * repeats * n**3),
+        "convolution": (convolution, 2 * repeats * batch * side**2 * 9 * width**2),
     }
-    harness.interleave(sides, 1, 1)
-    seconds = harness.interleave(sides, rounds, 5)
-    work = {"matmul": n**3, "convolution": batch * side**2 * 9 * width**2}
-    return {name: 2 * repeats * work[name] / min(seconds[name]) for name in sides}
 
 
-def measure(
-    model: str,
-    policy: str,
-    input_size: int,
-    batch: int,
-    rounds: int,
-    steps: int,
-    ceilings: dict[str, float],
-) -> Step:
-    """Measures the training step of one network."""
+def measure(model: str, policy: str, input_size: int, batch: int, rounds: int, steps: int) -> Step:
+    """Measures the training step of one network, in turns with the ceilings."""
     from mf_zoo.optimizers import MeanFieldSGD
 
     network = build(model, input_size, policy)
     harness.compile_model(network, MeanFieldSGD(0.1, momentum=0.9, weight_decay=1e-4))
     images, labels = harness.images_and_labels(batch, input_size)
-    side = {model: lambda: network.train_on_batch(images, labels)}
-    harness.interleave(side, 1, 1)  # compiles
-    seconds = statistics.median(harness.interleave(side, rounds, steps)[model])
     found = figures(network)
-    operations = OPERATIONS_PER_MULTIPLY_ADD * found["multiply_adds"] * batch / seconds
+    work = {"step": OPERATIONS_PER_MULTIPLY_ADD * found["multiply_adds"] * batch}
+    sides = {"step": lambda: network.train_on_batch(images, labels)}
+    for name, (function, operations) in ceilings(policy).items():
+        sides[name], work[name] = function, operations
+    harness.interleave(sides, 1, 1)  # compiles
+    seconds = harness.interleave(sides, rounds, steps)
+    rates = {name: [work[name] / value for value in seconds[name]] for name in sides}
+    step = statistics.median(seconds["step"])
     return Step(
         model=model,
         policy=policy,
         input_size=input_size,
         **found,
-        seconds=seconds,
-        images_per_second=batch / seconds,
-        operations_per_second=operations,
-        matmul_fraction=operations / ceilings["matmul"],
-        convolution_fraction=operations / ceilings["convolution"],
+        seconds=step,
+        images_per_second=batch / step,
+        operations_per_second=work["step"] / step,
+        matmul_operations=statistics.median(rates["matmul"]),
+        matmul_fraction=harness.ratio(rates["step"], rates["matmul"]).median,
+        convolution_operations=statistics.median(rates["convolution"]),
+        convolution_fraction=harness.ratio(rates["step"], rates["convolution"]).median,
     )
 
 
@@ -489,15 +497,8 @@ def step_table(results: Path = harness.RESULTS) -> str:
                     number(100 * float(row["convolution_fraction"])),
                 ]
             )
-        notes.append(
-            "- {backend}: {policy}, {input_size} pixels a side, {machine}; {date}; {versions}. "
-            "Ceilings: {matmul} G operations/s of a matrix product, {convolution} of a "
-            "convolution.".format(
-                **lines[0],
-                matmul=number(float(lines[0]["ceiling_matmul"]) / 1e9),
-                convolution=number(float(lines[0]["ceiling_convolution"]) / 1e9),
-            )
-        )
+        note = "- {backend}: {policy}, {input_size} pixels a side, {machine}; {date}; {versions}."
+        notes.append(note.format(**lines[0]))
     return "\n".join([markdown(head, rows), "", *notes])
 
 
@@ -692,9 +693,6 @@ def main(arguments: list[str] | None = None) -> int:
     keras.utils.set_random_seed(0)
     shared = harness.circumstances(options.batch, options.threads)
     output = options.output or harness.RESULTS / f"scaling-{shared['backend']}.csv"
-    harness.say("ceilings")
-    ceilings = measure_ceilings(options.dtype_policy, options.rounds)
-    shared |= {f"ceiling_{name}": f"{value:.4g}" for name, value in ceilings.items()}
     print(", ".join(f"{name} {value}" for name, value in shared.items()), flush=True)
     rows = []
     for model in options.models:
@@ -707,7 +705,6 @@ def main(arguments: list[str] | None = None) -> int:
                 options.batch,
                 options.rounds,
                 options.steps,
-                ceilings,
             )
         )
         harness.write_csv(output, rows, shared)

@@ -62,7 +62,8 @@ def dry_run(
         input_size: Pixels a side.
         images: Number of training images; `None` for the dataset's.
         classes: Number of classes; `None` for the dataset's.
-        devices: Number of devices that share a batch.
+        devices: Number of devices that share a batch; an epoch leaves out as many images as make
+            its last batch unequal, at most `devices - 1`.
         holdout, limit, on_device: As in `mf_zoo.training.train`.
 
     Returns:
@@ -104,6 +105,12 @@ def dry_run(
             f"`holdout` must be less than the {images} training images. Received: {holdout}"
         )
     images -= holdout
+    if devices > images:
+        raise RunError(
+            "There must be at least one image for each device. "
+            f"Received: {images} images, devices={devices}"
+        )
+    images -= images % devices
     if recipe.batch_size % devices:
         raise RunError(
             "The batch must be divisible by the number of devices. "
