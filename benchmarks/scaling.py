@@ -649,7 +649,7 @@ def print_estimates(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = harness.parser("A training step at ImageNet's size, and many devices.", 3, 1, batch=4)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--input-size", type=harness.positive, default=224, help="pixels a side")
     parser.add_argument(
         "--dtype-policy", default="float32", choices=["float32", "mixed_bfloat16", "mixed_float16"]
@@ -713,7 +713,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{rows[-1].operations_per_second / 1e9:.3g} G operations/s",
             flush=True,
         )
-    print(f"written to {output}")
+    if rows:
+        print(f"written to {output}")
     if options.processes > 1:
         harness.say(f"{options.processes} processes add up")
         sums = measure_all_reduce(options.processes)
