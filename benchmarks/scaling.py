@@ -418,15 +418,24 @@ class Assumption:
         name: What they are.
         peak: Operations a second of the data sheet.
         fractions: Which parts of it a training step is taken to reach.
-        batch: Images on each device.
+        memory: Bytes of each.
+        batch: Images on each device, at most.
         links: By number of devices, bandwidth in bytes a second and latency in seconds.
     """
 
     name: str
     peak: float
     fractions: tuple[float, ...]
+    memory: float
     batch: int
     links: dict[int, tuple[float, float]]
+
+    def batch_of(self, activation_bytes: float) -> int:
+        """Images on each device, halved until what they keep leaves a quarter of the memory."""
+        batch = self.batch
+        while batch > 1 and batch * activation_bytes > 3 / 4 * self.memory:
+            batch //= 2
+        return batch
 
 
 # NVIDIA's data sheets of H100 SXM (dense bfloat16; NVLink, 900 GB/s both ways together) and of DGX
@@ -435,6 +444,7 @@ H100 = Assumption(
     name="H100 SXM",
     peak=989e12,
     fractions=(0.02, 0.1),
+    memory=80e9,
     batch=128,
     links={1: (450e9, 0.0), 8: (450e9, 10e-6), 64: (50e9, 20e-6)},
 )
@@ -585,25 +595,37 @@ def assumed_table(assumed: Assumption = H100, results: Path = harness.RESULTS) -
         row["model"]: row
         for path in sorted(results.glob("scaling-*.csv"))
         for row in harness.read_csv(path)
+        if row["policy"] == "float32"
     }
     rows = []
     for model, row in networks.items():
+        # The bytes are those of float32, of which bfloat16 has half.
+        activations = int(row["activation_bytes"]) / 2
+        batch = assumed.batch_of(activations)
+        operations = OPERATIONS_PER_MULTIPLY_ADD * int(row["multiply_adds"])
         for fraction in assumed.fractions:
-            operations = OPERATIONS_PER_MULTIPLY_ADD * int(row["multiply_adds"])
             for devices, (bandwidth, latency) in assumed.links.items():
                 found = estimate(
                     fraction * assumed.peak / operations,
                     devices,
-                    batch=devices * assumed.batch,
+                    batch=devices * batch,
                     bandwidth=bandwidth,
                     latency=latency,
                     **_network_of(row),
                 )
-                read = BYTES_OF_IMAGE * found.images_per_second / 1e9
-                rows.append([f"`{model}`", f"{100 * fraction:.0f}", *cells(found), number(read)])
+                more = (batch * activations, BYTES_OF_IMAGE * found.images_per_second)
+                rows.append(
+                    [
+                        f"`{model}`",
+                        f"{100 * fraction:.0f}",
+                        *cells(found),
+                        *(number(value / 1e9) for value in more),
+                    ]
+                )
     notes = [
-        f"- **Assumed, not measured**: {assumed.name}, {assumed.peak / 1e12:.0f} T operations/s, "
-        f"{assumed.batch} images on each."
+        f"- **Assumed, not measured**: {assumed.name}, {assumed.peak / 1e12:.0f} T operations/s. "
+        f"On each at most {assumed.batch} images, whose activations in bfloat16 take at most three "
+        f"quarters of {assumed.memory / 1e9:.0f} GB."
     ]
     notes += [
         f"- {devices} devices: {bandwidth / 1e9:.0f} GB/s, {1e6 * latency:.0f} µs a message."
@@ -611,7 +633,7 @@ def assumed_table(assumed: Assumption = H100, results: Path = harness.RESULTS) -
         if devices > 1
     ]
     notes.append(f"- An image is {BYTES_OF_IMAGE / 1000:.0f} kB on disk.")
-    head = ("model", "of peak, %", *_HEAD, "read, GB/s")
+    head = ("model", "of peak, %", *_HEAD, "activations, GB", "read, GB/s")
     return "\n".join([markdown(head, rows), "", *notes])
 
 

@@ -505,7 +505,9 @@ def test_the_command_estimates(capsys):
 
 
 @pytest.mark.once
-def test_bandwidth_and_latency_are_found_again():
+def test_links_and_batches_of_the_plan():
+    # 60 of 80 GB: 64 images of 0.9 GB, 128 of less than half of that.
+    assert [scaling.H100.batch_of(size) for size in (0.9e9, 0.4e9, 1e12)] == [64, 128, 1]
     rows = [
         scaling.AllReduce("gloo", 4, size, scaling.all_reduce_seconds(size, 4, 2e9, 3e-5))
         for size in (2**20, 256, 2**24)

@@ -162,6 +162,8 @@ def activation_bytes(model: keras.Model) -> int:
       convolution, and then no further tensor), and of any other activation but the identity.
 
     A sum, padding, average pooling and the normalisation of the images keep nothing of their own.
+    `python -m benchmarks.memory` compares the count with what the backends keep
+    (benchmarks/results/memory-jax.csv, memory-torch.csv).
 
     On PyTorch Keras 3.15 keeps more, and that is counted there: every convolution has a copy of its
     input with the channels second (unless Keras is set to channels first), and BatchNormalization,
