@@ -157,8 +157,13 @@ def timed_once(function: Callable[[], Any]) -> tuple[float, Any]:
         gc.unfreeze()
 
 
-def images_and_labels(batch: int) -> tuple[Any, Any]:
-    """A batch of real CIFAR-10 images, uint8 `(batch, 32, 32, 3)`, and labels `(batch,)`."""
+def images_and_labels(batch: int, input_size: int = 32) -> tuple[Any, Any]:
+    """A batch of real CIFAR-10 images, uint8, and labels `(batch,)`.
+
+    Args:
+        batch: Number of images.
+        input_size: Pixels a side; other than 32 by repeating or leaving out pixels.
+    """
     import numpy as np
 
     from mf_zoo import data
@@ -166,7 +171,9 @@ def images_and_labels(batch: int) -> tuple[Any, Any]:
     images, labels = data.sample("cifar10")
     chosen = np.random.default_rng(0).permutation(len(images))
     chosen = np.resize(chosen, batch)
-    return images[chosen], labels[chosen]
+    images, labels = images[chosen], labels[chosen]
+    nearest = np.arange(input_size) * images.shape[1] // input_size
+    return images[:, nearest][:, :, nearest], labels
 
 
 def compile_model(model: Any, optimizer: Any) -> Any:

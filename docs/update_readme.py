@@ -1,34 +1,48 @@
-"""Writes the generated tables of `README.md`: `make readme`.
+"""Writes the generated tables of `README.md` and `docs/imagenet.md`: `make readme`.
 
-The weights come from the records in `weights/`, the benchmark from `benchmarks/results/`.
+The weights come from the records in `weights/`, the others from `benchmarks/results/`.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import deployment, grouped_convolution, train_step
+from benchmarks import deployment, grouped_convolution, memory, scaling, train_step
 from mf_zoo.weights.__main__ import table
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+# For each document its generated parts.
+DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "weights": table,
+        "benchmark": train_step.readme_table,
+        "deployment": deployment.readme_table,
+        "grouped": grouped_convolution.readme_table,
+    },
+    "docs/imagenet.md": {
+        "steps": scaling.step_table,
+        "memory": memory.readme_table,
+        "all_reduce": scaling.all_reduce_table,
+        "example": scaling.example_table,
+        "assumed": scaling.assumed_table,
+    },
+}
 
 
-def updated(text: str) -> str:
-    """The text with its generated parts made anew."""
-    parts = {
-        "weights": table(),
-        "benchmark": train_step.readme_table(),
-        "deployment": deployment.readme_table(),
-        "grouped": grouped_convolution.readme_table(),
-    }
-    for name, content in parts.items():
+def updated(text: str, document: str = "README.md") -> str:
+    """The text of a document with its generated parts made anew."""
+    for name, content in DOCUMENTS[document].items():
         pattern = rf"(<!-- {name}: begin [^\n]*-->\n).*?(<!-- {name}: end -->)"
+        new = content()
         text, count = re.subn(
-            pattern, lambda m, new=content: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL
+            pattern, lambda m, new=new: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL
         )
         if count != 1:
-            raise ValueError(f"README.md must have one part {name!r}. Received: {count}")
+            raise ValueError(f"{document} must have one part {name!r}. Received: {count}")
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for document in DOCUMENTS:
+        path = ROOT / document
+        path.write_text(updated(path.read_text(encoding="utf-8"), document), encoding="utf-8")

@@ -19,6 +19,8 @@ from benchmarks import (
     depth_transfer,
     grouped_convolution,
     harness,
+    memory,
+    scaling,
     train_step,
     tuning,
 )
@@ -343,9 +345,9 @@ def test_rates_are_compared_from_the_same_start(tmp_path, monkeypatch, capsys):
     again = tmp_path / "again.csv"
     options = ["--rates", "0.01", "--seeds", "1", "--output", str(again)]
     assert depth_transfer.main([*arguments, *options]) == 0
-    for scaling, row in zip((False, True), depth_transfer.read_rows(again), strict=True):
-        assert row["mean_field_scaling"] is scaling
-        assert row["loss"] == rows[3 if scaling else 1]["loss"] != rows[2]["loss"]
+    for scaled, row in zip((False, True), depth_transfer.read_rows(again), strict=True):
+        assert row["mean_field_scaling"] is scaled
+        assert row["loss"] == rows[3 if scaled else 1]["loss"] != rows[2]["loss"]
     assert len({row["loss"] for row in rows}) == 8
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
@@ -478,3 +480,132 @@ def test_the_accelerator_benchmark_leaves_out_what_is_late(tmp_path, monkeypatch
     monkeypatch.setattr(accelerator, "WORKER", [sys.executable, str(tmp_path / "worker.py")])
     with pytest.raises(RuntimeError, match=r"out of time\. Received: {'modes': \['fit'\]}"):
         accelerator.run_job({"modes": ["fit"]}, 2, time.monotonic() + 0.3)
+
+
+@pytest.mark.once
+def test_estimates_by_hand():
+    # Three rounds there and back of 10 us, and 7/4 of the bytes at 1 GB/s.
+    assert scaling.all_reduce_seconds(4e6, 8, 1e9, 1e-5) == pytest.approx(6e-5 + 7e-3)
+    assert scaling.all_reduce_seconds(4e6, 1, 1e9, 1e-5) == 0
+    network = {"parameters": 10**6, "normalizations": 10, "channels": 250}
+    links = {"bandwidth": 1e9, "latency": 1e-5}
+    found = scaling.estimate(100, 8, batch=800, **network, **links)
+    assert found.compute_seconds == 1
+    assert found.gradient_seconds == pytest.approx(7.06e-3)
+    # Two waits for each of 10 layers; 16 bytes a channel.
+    assert found.statistics_seconds == pytest.approx(20 * 6e-5 + 7 / 4 * 4000 / 1e9)
+    assert found.images_per_second == pytest.approx(800 / 1.008267)
+    assert found.efficiency == pytest.approx(1 / 1.008267)
+    assert found.epoch_seconds(1601) == pytest.approx(3 * 1.008267)
+
+    # Two thirds of the second can hide gradients, to the part that overlaps.
+    some = scaling.estimate(100, 8, batch=800, **network, **links, overlap=0.006)
+    assert some.gradient_seconds == pytest.approx(3.06e-3)
+    assert scaling.estimate(100, 8, batch=800, overlap=1, **network, **links).gradient_seconds == 0
+    alone = scaling.estimate(100, 1, batch=800, **network, **links)
+    assert (alone.seconds, alone.efficiency) == (8, 1)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch": 801}, "divisible by the number of devices. Received: batch=801, devices=8"),
+        ({"images_per_second": 0}, "Received: images_per_second=0"),
+        ({"overlap": 1.5}, "`overlap` from 0 to 1"),
+        ({"latency": -1e-6}, "latency at least 0"),
+    ],
+)
+def test_estimates_refuse_what_makes_no_sense(values, message):
+    arguments = {"images_per_second": 100, "devices": 8, "batch": 800, "parameters": 10}
+    with pytest.raises(ValueError, match=message):
+        scaling.estimate(**{**arguments, "bandwidth": 1e9, "latency": 0, **values})
+
+
+@pytest.mark.once
+def test_the_command_estimates(capsys):
+    command = "--estimate MFResNet20 --images-per-second 1000 --devices 1 8 --batch 125"
+    command += " --bandwidth 1e8 --latency 0 1e-3 --images 10000"
+    assert scaling.main(command.split()) == 0
+    # 336,831 parameters with 1000 classes: 7/4 * 1,347,324 bytes at 1e8 a second and 6 ms. 21
+    # layers of 784 channels together: 42 waits of 6 ms, and 7/4 * 12,544 bytes.
+    step = 125 + (6 + 23.57817) + (252 + 0.21952)
+    head, _, alone, eight = capsys.readouterr().out.splitlines()
+    assert head.startswith("| devices | batch | step, ms | gradients, ms | statistics, ms |")
+    # 80 steps of an eighth of a second; 10 of all devices.
+    assert alone == "| 1 | 125 | 125 | 0 | 0 | 1,000 | 100.0 | 360 | 0.25 |"
+    rate, hours = 1e6 / step, step / 1000 * 10 * 90 / 3600
+    assert eight == (
+        f"| 8 | 1,000 | {step:.0f} | 29.6 | 252 | {rate:,.0f} | {12500 / step:.1f} | "
+        f"{360e3 / step:.0f} | {hours:.3g} |"
+    )
+    with pytest.raises(SystemExit, match="Received: batch=100, devices=8"):
+        scaling.main([*command.split(), "--global-batch", "100"])
+    with pytest.raises(SystemExit, match="Received: 1 and 3 for 2"):
+        scaling.main([*command.split(), "--latency", "0", "0", "0"])
+    with pytest.raises(SystemExit) as exit_:
+        scaling.main(["--estimate", "MFResNet20"])
+    assert exit_.value.code == 2
+    assert "needs --images-per-second and --bandwidth" in capsys.readouterr().err
+
+
+@pytest.mark.once
+def test_links_and_batches_of_the_plan():
+    # 60 of 80 GB: 64 images of 0.9 GB, 128 of less than half of that.
+    assert [scaling.H100.batch_of(size) for size in (0.9e9, 0.4e9, 1e12)] == [64, 128, 1]
+    rows = [
+        scaling.AllReduce("gloo", 4, size, scaling.all_reduce_seconds(size, 4, 2e9, 3e-5))
+        for size in (2**20, 256, 2**24)
+    ]
+    bandwidth, latency = scaling.link(rows)
+    assert bandwidth == pytest.approx(2e9) and latency == pytest.approx(3e-5)
+
+
+@pytest.mark.once
+def test_two_processes_add_up(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    # Each of them checks the sum itself.
+    rows = scaling.measure_all_reduce(2, sizes=(256, 4096), repeats=2)
+    assert [(row.library, row.processes, row.bytes) for row in rows] == [
+        ("gloo", 2, 256),
+        ("gloo", 2, 4096),
+    ]
+    assert min(row.seconds for row in rows) > 0
+
+
+@pytest.mark.once
+def test_the_step_at_the_size_of_imagenet(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        scaling, "ceilings", lambda policy: {"matmul": (len, 10), "convolution": (len, 20)}
+    )
+    monkeypatch.setattr(
+        harness,
+        "interleave",
+        lambda sides, rounds, steps: (
+            sides["step"](),
+            {"step": [2.0, 4.0, 4.0], "matmul": [1e-9] * 3, "convolution": [1e-9] * 3},
+        )[1],
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    monkeypatch.setattr(
+        harness, "compile_model", lambda model, sgd: model.compile(sgd, loss, run_eagerly=True)
+    )
+    output = tmp_path / "scaling-here.csv"
+    command = "--models MFResNet20 --input-size 16 --batch 2 --processes 0 --output"
+    assert scaling.main([*command.split(), str(output)]) == 0
+    (row,) = harness.read_csv(output)
+    work = (40_813_184 - 640) // 4 + 64 * 1000
+    assert (int(row["multiply_adds"]), row["seconds"]) == (work, "4")
+    assert (row["parameters"], row["normalizations"], row["channels"]) == ("336831", "21", "784")
+    assert float(row["images_per_second"]) == 0.5
+    # Three passes of two operations for each of two images, in a round of 2 s and two of 4 s.
+    assert float(row["operations_per_second"]) == pytest.approx(6 * work / 2, rel=1e-3)
+    assert float(row["matmul_fraction"]) == pytest.approx(3 * work / 1e10, rel=1e-3)
+    assert float(row["convolution_fraction"]) == pytest.approx(3 * work / 2e10, rel=1e-3)
+    assert f"| `MFResNet20` | 336,831 | {work:,} |" in scaling.step_table(tmp_path)
+
+
+@pytest.mark.once
+def test_memory_is_measured_where_a_backend_tells():
+    with pytest.raises(SystemExit, match="Received: KERAS_BACKEND=tensorflow"):
+        memory.measure("MFResNet20", "float32", 32, 1)

@@ -15,12 +15,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.once
-def test_generated_tables_are_up_to_date(monkeypatch):
+@pytest.mark.parametrize("document", ["README.md", "docs/imagenet.md"])
+def test_generated_tables_are_up_to_date(document, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import update_readme
 
-    assert update_readme.updated(README) == README
+    assert document in update_readme.DOCUMENTS
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert update_readme.updated(text, document) == text
     sys.modules.pop("update_readme")
 
 
@@ -38,6 +41,35 @@ def test_every_command_of_the_readme_is_a_command(capsys):
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"`?make ([a-z]+)`?", README)) - {"readme"}:
         assert re.search(rf"^{target}:", targets, re.MULTILINE), target
+
+
+@pytest.mark.once
+def test_the_plan_for_imagenet_is_true(tmp_path, monkeypatch, capsys):
+    from mf_zoo import cli
+    from mf_zoo.training import get_recipe
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import scaling
+
+    text = (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8")
+    commands = [line.split() for line in re.findall(r"^    (.*)", text.replace("\\\n", ""), re.M)]
+    (dry_run,) = [words for words in commands if "--dry-run" in words]
+    assert cli.main(dry_run[1:]) == 0
+    assert "1,281,160 images, 1,252 steps" in capsys.readouterr().out
+    (estimate,) = [words for words in commands if "--estimate" in words]
+    assert scaling.main(estimate[3:]) == 0
+    assert "| 64 | 8,192 |" in capsys.readouterr().out
+
+    path = tmp_path / "imagenet.toml"
+    path.write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    recipe = get_recipe(path)
+    # The linear rule of Goyal et al.: 0.1 for 256 images.
+    assert recipe.learning_rate == pytest.approx(0.1 * recipe.batch_size / 256)
+    assert (recipe.schedule, recipe.warmup_epochs, recipe.epochs) == ("cosine", 5.0, 90)
+    batch, rate = re.search(r"`batch_size = (\d+)` and `learning_rate = ([\d.]+)`", text).groups()
+    assert float(rate) == pytest.approx(0.1 * int(batch) / 256)
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "imagenet.md", "exec")
 
 
 def test_the_examples_run_as_written(tmp_path, monkeypatch):

@@ -73,13 +73,22 @@ tiny.__name__ = "Tiny"
 
 
 def tiny_without_dropout(classes=10, classifier_activation="softmax", weights=None, **stage):
-    """One whose training is a function of weights, optimizer and batches."""
+    """One whose training is a function of weights, optimizer and batches.
+
+    In place of the dropout it has a BatchNormalization that is in no stage.
+    """
     import keras
 
     from mf_zoo import weights as registry
+    from mf_zoo.layers import BatchNormalization
 
     model = tiny(None, classes, classifier_activation, **stage)
-    kept = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)]
+    kept = [
+        BatchNormalization(name="normalization")
+        if isinstance(layer, keras.layers.Dropout)
+        else layer
+        for layer in model.layers
+    ]
     model = keras.Sequential([keras.layers.Input((32, 32, 3)), *kept], name="steady")
     if weights is not None:
         registry.load(model, weights)

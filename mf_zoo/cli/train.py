@@ -25,6 +25,14 @@ _RECIPE_FLAGS = (
     "initial_times",
 )
 
+# Flags that go with --dry-run alone.
+_DRY_RUN_NUMBERS = {
+    "input_size": "pixels a side (default: 32)",
+    "images": "training images (default: the dataset's)",
+    "classes": "classes (default: the dataset's)",
+    "devices": "devices that share a batch (default: 1)",
+}
+
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommands."""
@@ -49,14 +57,15 @@ def _add_train(commands):
         "train",
         help="train a model on CIFAR",
         description="Train a model and write a run folder. With --resume only --output is "
-        "needed: the settings are those the run was started with.",
+        "needed: the settings are those the run was started with. With --dry-run only a model is "
+        "needed, and nothing is trained.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="such as MFResNet20")
     add_data_arguments(parser)
     add_start_arguments(parser)
     parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} or a .toml file (default: paper)")
     parser.add_argument("--seed", type=int, help="default: 0")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="run folder")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder")
     parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint")
     parser.add_argument(
         "--eval-every", type=int, metavar="N", help="evaluate every N epochs (default: 1)"
@@ -93,7 +102,14 @@ def _add_train(commands):
     )
     for key in _RECIPE_FLAGS:
         group.add_argument(f"--{key.replace('_', '-')}", metavar="VALUE")
-    parser.set_defaults(run=_train)
+    group = parser.add_argument_group("what it would take")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print parameters, work, steps and memory"
+    )
+    for flag, text in _DRY_RUN_NUMBERS.items():
+        group.add_argument(f"--{flag.replace('_', '-')}", type=int, metavar="N", help=text)
+    group.add_argument("--json", action="store_true", default=None, help="print JSON")
+    parser.set_defaults(run=_train, usage_error=parser.error)
 
 
 def _add_recipes(commands):
@@ -113,6 +129,14 @@ def _recipe(options: argparse.Namespace, base: str | Recipe) -> Recipe:
 
 
 def _train(options: argparse.Namespace):
+    if options.dry_run:
+        _dry_run(options)
+        return
+    for flag in (*_DRY_RUN_NUMBERS, "json"):
+        if getattr(options, flag) is not None:
+            options.usage_error(f"--{flag.replace('_', '-')} goes with --dry-run")
+    if options.output is None:
+        options.usage_error("the following arguments are required: --output")
     defaults = {
         "model": None,
         "dataset": "cifar10",
@@ -170,6 +194,40 @@ def _train(options: argparse.Namespace):
         f"error {result['test_error']:.2f} %, loss {result['test_loss']:.4f} "
         f"after {result['epochs']} epochs; {options.output / WEIGHTS}"
     )
+
+
+def _dry_run(options: argparse.Namespace):
+    if options.model is None:
+        raise RunError("A model must be named, such as MFResNet20")
+    if options.resume:
+        raise RunError("A dry run is of a training from its start and takes no `--resume`")
+    if options.freeze is not None:
+        raise RunError(
+            f"A dry run counts all layers as trained. Received: --freeze {options.freeze[0]}"
+        )
+    keys = (*_DRY_RUN_NUMBERS, "dataset", "holdout", "limit", "on_device")
+    given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
+    recipe = _recipe(options, options.recipe or "paper")
+
+    from mf_zoo.training.dry_run import dry_run
+
+    found = dry_run(options.model, recipe=recipe, **given)
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    parameters, memory = found["parameters"], found["memory"]
+    shape = " x ".join(map(str, found["input_shape"]))
+    print(f"{found['model']}, {found['dtype_policy']} on {found['backend']}; nothing is trained")
+    print(f"input          {shape}, {found['classes']:,} classes")
+    print(f"parameters     {parameters['trained']:,} trained, {parameters['others']:,} others")
+    print(f"multiply-adds  {found['multiply_adds']:,} for an image")
+    shared = f", {found['batch_per_device']:,} on each of {found['devices']} devices"
+    print(f"batch          {found['batch_size']:,}{shared if found['devices'] > 1 else ''}")
+    print(f"epoch          {found['images']:,} images, {found['steps_per_epoch']:,} steps")
+    print(f"training       {found['epochs']:,} epochs, {found['steps']:,} steps")
+    print("memory of each device, at least, in bytes")
+    for part, size in memory.items():
+        print(f"  {part.replace('_', ' '):13}{size:>18,}")
 
 
 def _recipes(options: argparse.Namespace):

@@ -7,7 +7,7 @@ from mf_zoo.layers.mean_field_stage import MeanFieldStage
 
 
 def synchronize_statistics(model: keras.Model, synchronized: bool = True) -> None:
-    """Has a model's BatchNormalization take its statistics over the whole batch, or a device's part.
+    """Has BatchNormalization take its statistics over the whole batch, or over a device's part.
 
     Where a batch is divided among devices, each normalises its part by the part's own mean and
     variance, unless they are synchronised; then the model trains as on one device with the whole

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mf_zoo.layers import synchronize_statistics
 from mf_zoo.training.runs import RunError
 
 # What the messages of collective operations say when a process is gone.
@@ -50,7 +51,8 @@ class Group:
         return contextlib.nullcontext()
 
     def prepare(self, network: keras.Model) -> None:
-        """Lets a compiled network train in the group."""
+        """Lets a compiled network train in the group, with statistics over whole batches."""
+        synchronize_statistics(network, self.devices > 1)
 
     def leave(self) -> None:
         """Ends the group, when its training has ended well."""
@@ -156,6 +158,7 @@ class _Torch(Group):
         self.processes = self.devices = distributed.get_world_size()
 
     def prepare(self, network: keras.Model) -> None:
+        super().prepare(network)
         from torch.nn.parallel import DistributedDataParallel
 
         # The graph of a step never changes: what order the particles have is data. It may leave
@@ -224,7 +227,22 @@ def start(kind: str | None) -> Iterator[Group]:
         A context manager of the `Group`.
 
     Raises:
-        RunError: For another kind, and where the environment does not fit.
+        RunError: For another kind, where the environment does not fit, and when another process
+            of the group is lost.
+
+    Example:
+
+    ```python
+    with distribution.start("data") as group, group.scope():
+        model = mf_zoo.applications.MFResNet20()
+        model.compile(mf_zoo.optimizers.MeanFieldSGD(0.1), "sparse_categorical_crossentropy")
+        group.prepare(model)
+        batches = mf_zoo.data.batches(
+            images, labels, 128, shuffle=True, divisible_by=group.devices,
+            part=(group.process, group.processes),
+        )
+        model.fit(batches, epochs=10, verbose=2 if group.is_main else 0)
+    ```
     """
     if kind is None:
         yield Group()

@@ -13,7 +13,6 @@ import numpy as np
 
 from mf_zoo import applications, data
 from mf_zoo.devices import accelerator
-from mf_zoo.layers import synchronize_statistics
 from mf_zoo.training import distribution, pretrained, runs
 from mf_zoo.training.callbacks import (
     AverageLogs,
@@ -231,7 +230,6 @@ def _train(
             network = _load_checkpoint(folder, state)
             if group.is_main:
                 print(f"resuming {folder} after epoch {epoch} of {recipe.epochs}", file=sys.stderr)
-        synchronize_statistics(network, group.devices > 1)
         group.prepare(network)
     if group.is_main:
         _prepare_files(folder, config, epoch)

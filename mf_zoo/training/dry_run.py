@@ -1,0 +1,297 @@
+"""What a training run would take, worked out without running it."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from mf_zoo import applications, data
+from mf_zoo.layers import MeanFieldStage
+from mf_zoo.layers.residual_function import ResidualFunction
+from mf_zoo.training.recipes import Recipe, get_recipe
+from mf_zoo.training.runner import (
+    check_counts,
+    dtype_policy,
+    name_of,
+    stage_values,
+    usage_errors,
+)
+from mf_zoo.training.runs import RunError
+
+TRAIN_IMAGES = 50_000  # in CIFAR-10 and in CIFAR-100
+
+
+def dry_run(
+    model: str,
+    dataset: str = "cifar10",
+    *,
+    recipe: str | Path | Recipe = "paper",
+    input_size: int = 32,
+    images: int | None = None,
+    classes: int | None = None,
+    devices: int = 1,
+    holdout: int = 0,
+    limit: int | None = None,
+    on_device: bool = False,
+) -> dict[str, Any]:
+    """Says what a training run would take: parameters, work, steps and memory.
+
+    Needs no data, trains nothing and writes nothing. The batch is the recipe's, divided among the
+    devices, each of which holds the whole network.
+
+    Memory is that of one device at the end of the forward pass, when the most has to be there:
+
+    - `weights`: all variables, those of statistics too, in their own dtype;
+    - `gradients`: as many bytes as the trained variables;
+    - `optimizer`: the momentum of every trained variable, if the recipe has momentum;
+    - `weight_copies`: the trained variables once more in the compute dtype, for a step computes
+      with copies that are sorted by time and cast;
+    - `activations`: batch of the device times `activation_bytes`;
+    - `batch`: uint8 images and int64 labels (with mixup float32 images and one-hot labels);
+    - `images`: all images, uint8, with `on_device`.
+
+    It is the least that a device must have. What convolutions use as workspace, gradients of
+    activations on their way, and what the backend's allocator keeps come on top.
+
+    Args:
+        model: Name of a model, see `mf_zoo.applications.list_models()`.
+        dataset: `"cifar10"` or `"cifar100"`, which says how many images and classes there are.
+        recipe: A name of `RECIPES`, a `.toml` file, or a `Recipe`.
+        input_size: Pixels a side.
+        images: Number of training images; `None` for the dataset's.
+        classes: Number of classes; `None` for the dataset's.
+        devices: Number of devices that share a batch; an epoch leaves out as many images as make
+            its last batch unequal, at most `devices - 1`.
+        holdout, limit, on_device: As in `mf_zoo.training.train`.
+
+    Returns:
+        A dictionary fit for JSON: `model`, `backend`, `dtype_policy`, `input_shape`, `classes`,
+        `parameters` (`trained`, `others`), `multiply_adds` for an image, `batch_size`, `devices`,
+        `batch_per_device`, `images`, `epochs`, `steps_per_epoch`, `steps`, and `memory` in bytes:
+        the parts above and their `total`.
+
+    Raises:
+        RunError: For what `train` refuses, and a batch that the devices cannot share equally.
+
+    Example:
+
+    >>> from mf_zoo.training.dry_run import dry_run
+    >>> dry_run("MFResNet20", recipe="quick")["steps_per_epoch"]
+    391
+    """
+    check_counts(
+        input_size=input_size,
+        images=images,
+        classes=classes,
+        devices=devices,
+        holdout=holdout,
+        limit=limit,
+    )
+    if on_device and keras.config.backend() != "jax":
+        raise RunError(
+            f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
+        )
+    with usage_errors():
+        recipe = get_recipe(recipe)
+        builder = applications.get(model)
+        known = len(data.class_names(dataset))
+    classes = classes or known
+    images = images or TRAIN_IMAGES
+    images = min(images, limit or images)
+    if holdout >= images:
+        raise RunError(
+            f"`holdout` must be less than the {images} training images. Received: {holdout}"
+        )
+    images -= holdout
+    if devices > images:
+        raise RunError(
+            "There must be at least one image for each device. "
+            f"Received: {images} images, devices={devices}"
+        )
+    images -= images % devices
+    if recipe.batch_size % devices:
+        raise RunError(
+            "The batch must be divisible by the number of devices. "
+            f"Received: batch_size={recipe.batch_size}, devices={devices}"
+        )
+    network = _network(builder, recipe, input_size, classes)
+    trained = _size(network.trainable_variables)
+    trained_bytes = _bytes(network.trainable_variables)
+    batch = recipe.batch_size // devices
+    steps = -(-images // recipe.batch_size)
+    pixels = math.prod(network.input_shape[1:])
+    memory = {
+        "weights": _bytes(network.variables),
+        "gradients": trained_bytes,
+        "optimizer": trained_bytes if recipe.momentum else 0,
+        "weight_copies": trained * _item_bytes(network.compute_dtype),
+        "activations": batch * activation_bytes(network),
+        "batch": batch * (4 * (pixels + classes) if recipe.mixup else pixels + 8),
+        "images": images * (pixels + 8) if on_device else 0,
+    }
+    return {
+        "model": name_of(builder, model),
+        "backend": keras.config.backend(),
+        "dtype_policy": recipe.dtype_policy,
+        "input_shape": list(network.input_shape[1:]),
+        "classes": classes,
+        "parameters": {"trained": trained, "others": _size(network.variables) - trained},
+        "multiply_adds": applications.multiply_adds(network),
+        "batch_size": recipe.batch_size,
+        "devices": devices,
+        "batch_per_device": batch,
+        "images": images,
+        "epochs": recipe.epochs,
+        "steps_per_epoch": steps,
+        "steps": recipe.epochs * steps,
+        "memory": {**memory, "total": sum(memory.values())},
+    }
+
+
+def activation_bytes(model: keras.Model) -> int:
+    """Bytes that a training step keeps for the backward pass, for one image.
+
+    Every tensor that the gradients need is counted once, in the compute dtype of its layer:
+
+    - the input of each convolution and dense layer, for the gradient of the kernel;
+    - the input of each BatchNormalization, from which and from mean and variance of the batch the
+      normalised values are computed again;
+    - the output of each ReLU, which says where it was cut off (it is as a rule the input of a
+      convolution, and then no further tensor), and of any other activation but the identity.
+
+    A sum, padding, average pooling and the normalisation of the images keep nothing of their own.
+    `python -m benchmarks.memory` compares the count with what the backends keep
+    (benchmarks/results/memory-jax.csv, memory-torch.csv).
+
+    On PyTorch Keras 3.15 keeps more, and that is counted there: every convolution has a copy of its
+    input with the channels second (unless Keras is set to channels first), and BatchNormalization,
+    which is composed of elementary operations and computes in float32, keeps its input in float32
+    and a second tensor of the size, the centred input. Some numbers for each class and channel are
+    left out.
+
+    Args:
+        model: A functional or sequential model of layers as those of the zoo, with an input of
+            fixed size.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        ValueError: For an input of variable size, or a layer of another kind.
+
+    Example:
+
+    >>> activation_bytes(mf_zoo.applications.MFResNet20())  # TensorFlow and JAX
+    1684520
+    """
+    if any(side is None for side in model.input_shape[1:]):
+        raise ValueError(
+            "The input of `model` must be of a fixed size. "
+            f"Received: input_shape={model.input_shape}"
+        )
+    kept: dict[Any, int] = {}
+    _keep_of_model(model, kept)
+    return sum(kept.values())
+
+
+# Layers that keep nothing.
+_NOTHING = (
+    keras.layers.Add,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.InputLayer,
+    keras.layers.Normalization,
+    keras.layers.Rescaling,
+    keras.layers.ZeroPadding2D,
+)
+
+
+def _network(builder: Any, recipe: Recipe, side: int, classes: int) -> keras.Model:
+    """The network that `train` would build, for images of `side` pixels a side."""
+    first = keras.config.image_data_format() == "channels_first"
+    name = name_of(builder, "This model")
+    with usage_errors(), dtype_policy(recipe.dtype_policy):
+        return builder(
+            input_shape=(3, side, side) if first else (side, side, 3),
+            classes=classes,
+            classifier_activation=None,
+            **stage_values(builder, name, recipe),
+        )
+
+
+def _item_bytes(dtype: str) -> int:
+    return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
+
+
+def _size(variables: Iterable[Any]) -> int:
+    return sum(math.prod(variable.shape) for variable in variables)
+
+
+def _bytes(variables: Iterable[Any]) -> int:
+    return sum(math.prod(variable.shape) * _item_bytes(variable.dtype) for variable in variables)
+
+
+def _keep_of_model(model: keras.Model, kept: dict[Any, int]) -> None:
+    """Adds what a model keeps to `kept`: bytes by tensor, a key being whatever names it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _keep_of_model(layer, kept)
+        elif not isinstance(layer, _NOTHING):
+            shape = layer.input.shape[1:]
+            _keep_of_layer(layer, shape, id(layer.input), id(layer.output), kept)
+
+
+def _keep_of_layer(
+    layer: keras.layers.Layer, shape: tuple[int, ...], source: Any, target: Any, kept: dict
+) -> None:
+    """Adds what a layer keeps.
+
+    Args:
+        layer: The layer.
+        shape: Shape of its input for one image.
+        source, target: Keys of its input and its output.
+        kept: Bytes by tensor.
+    """
+    torch = keras.config.backend() == "torch"
+
+    def keep(key: Any, shape: tuple[int, ...], dtype: str = layer.compute_dtype) -> None:
+        kept[key] = math.prod(shape) * _item_bytes(dtype)
+
+    if isinstance(layer, MeanFieldStage):
+        for particle in range(layer.num_particles):
+            last = particle == layer.num_particles - 1
+            step = target if last else object()
+            _keep_of_layer(layer.pattern(), shape, source, object(), kept)
+            if layer.activation is not keras.activations.linear:
+                keep(step, shape)
+            source = step
+    elif isinstance(layer, ResidualFunction):
+        for part in layer.chain():
+            following = object()
+            if not isinstance(part, _NOTHING):
+                _keep_of_layer(part, shape, source, following, kept)
+            shape, source = part.compute_output_shape((None, *shape))[1:], following
+    elif isinstance(layer, keras.layers.Conv2D):
+        copied = torch and layer.data_format == "channels_last"
+        keep(object() if copied else source, shape)
+    elif isinstance(layer, keras.layers.Dense):
+        keep(source, shape)
+    elif isinstance(layer, keras.layers.BatchNormalization):
+        if torch:
+            # A layer of float32 has no copy of its input.
+            keep(source if layer.compute_dtype == "float32" else object(), shape, "float32")
+            keep(object(), shape, "float32")
+        else:
+            keep(source, shape)
+    elif isinstance(layer, keras.layers.ReLU):
+        keep(target, shape)
+    elif isinstance(layer, keras.layers.Activation):
+        if layer.activation is not keras.activations.linear:
+            keep(target, shape)
+    else:
+        raise ValueError(
+            "`model` must be made of convolutions, dense layers, BatchNormalization, activations, "
+            "sums, padding, average pooling, normalization of the images and mean-field stages. "
+            f"Received: {layer!r}"
+        )
