@@ -86,7 +86,9 @@ def tune(
         recipe: The values that are not searched: a name of `RECIPES`, a `.toml` file, a `Recipe`.
         search: What is searched, as in `MeanFieldHyperModel`.
         weights: Registered weights that every trial starts from, such as `"cifar10"`, or a
-            `.weights.h5` file. `train` and `mf-zoo train` take the same.
+            `.weights.h5` file. `train` and `mf-zoo train` take the same. Weights that were trained
+            on all images of the same dataset have seen those held out: errors are then too low, and
+            choices worth little.
         freeze: Layers that are not trained: names, or patterns as in a shell (`"stage*"`).
         seed: Of the search, of the initial weights and of the batches of all trials.
         threads: Limit for the threads of the backend (TensorFlow, PyTorch).
@@ -145,15 +147,6 @@ def tune(
             freeze=start["freeze"],
             seed=seed,
         )
-        if start["weights"] is not None or start["freeze"]:
-            for builder in hypermodel.models.values():  # What would fail in every trial fails here.
-                runner.build_network(
-                    builder,
-                    Recipe(name="any"),
-                    hypermodel.classes,
-                    start["weights"],
-                    start["freeze"],
-                )
     options = {
         "models": list(hypermodel.models),
         "dataset": dataset,
@@ -170,6 +163,16 @@ def tune(
         runner.open_folder(folder, options, resume, file=SEARCH, kind="search")
         if chief is None:
             training, validation = _load_data(options, data_dir, threads)
+        if start["weights"] is not None or start["freeze"]:
+            with runner.usage_errors():  # What would fail in every trial fails here.
+                for builder in hypermodel.models.values():
+                    runner.build_network(
+                        builder,
+                        Recipe(name="any"),
+                        hypermodel.classes,
+                        start["weights"],
+                        start["freeze"],
+                    )
         config = {
             **options,
             "worker_timeout": worker_timeout,
