@@ -235,8 +235,6 @@ class _GrainStream(_Stream):
         """Batch `index` of epoch `epoch`: `(images, labels)`, whatever was asked for before."""
         number = epoch * len(self) + index
         if self._next != number:
-            if self._ahead is not None:
-                self._ahead.close()
             self._ahead = iter(self._batches[number:].to_iter_dataset(self._options))
         self._next = None  # in case it fails
         batch = next(self._ahead)
@@ -283,6 +281,7 @@ def _tf_dataset(source: _Stream, builder: Any, part: Any) -> Any:
     def epochs():
         yield source.epoch
 
+    @tf.autograph.experimental.do_not_convert
     def read(epoch):
         # The graph's seed, which would else be that of `tf.random.set_seed`.
         tf.compat.v1.set_random_seed(source.order_seed())
