@@ -200,12 +200,16 @@ class _GrainStream(_Stream):
     def open(self, builder: Any, split: str) -> "_GrainStream":
         import grain
 
-        # grain sees images, then batches, numbered through all epochs.
         records = _Records(builder, split)
+        first = self.shard[0] * self.count
+        order = grain.MapDataset.range(len(records))
+        if self.shuffle:
+            order = order.shuffle(seed=self.order_seed())
 
-        def read(number, record):
+        # grain numbers images, and batches, through all epochs.
+        def read(number, _):
             epoch, position = divmod(number, self.count)
-            image, label = records[record]
+            image, label = records[order[epoch * len(records) + first + position]]
             if self.crop:
                 top, left, height, width = self.box(epoch, position, image.height, image.width)
                 image = image.resize(
@@ -218,11 +222,7 @@ class _GrainStream(_Stream):
         def finish(number, batch):
             return self.finish(*divmod(number, len(self)), *batch)
 
-        numbers = grain.MapDataset.range(len(records))
-        if self.shuffle:
-            numbers = numbers.shuffle(seed=self.order_seed())
-        first = self.shard[0] * self.count
-        images = numbers.slice(slice(first, first + self.count)).map_with_index(read)
+        images = grain.MapDataset.range(self.count).map_with_index(read)
         batches = images.batch(self.batch_size, drop_remainder=self.drop_remainder)
         self._batches = batches.map_with_index(finish).repeat()
         threads = min(os.cpu_count() or 1, 16)
