@@ -230,7 +230,7 @@ def _train(
         callbacks = [
             SetEpoch(batches, seed),
             DepthOrder(folder / runs.TIMES if group.is_main else None),
-            History(folder / runs.HISTORY if group.is_main else None, batches.images_per_epoch),
+            History(folder / runs.HISTORY if group.is_main else None, batches.count),
         ]
         if group.metrics_are_local:
             share = float(mine[2].sum()) / len(test_images) if len(mine) == 3 else 1.0
