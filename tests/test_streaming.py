@@ -442,10 +442,17 @@ def test_datasets_of_other_kinds(real, tmp_path, dtype, label):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("package", ["grain", "tensorflow_datasets"])
-def test_a_missing_package_is_named(cifar10_dir, monkeypatch, package):
-    for name in [n for n in sys.modules if n.split(".")[0] == package]:
+@pytest.mark.parametrize(
+    ("package", "engine", "install"),
+    [
+        ("grain", "grain", r"'mf_zoo\[stream\]'"),
+        ("tensorflow", "tf", "tensorflow"),
+        ("tensorflow_datasets", "tf", "tensorflow-datasets"),
+    ],
+)
+def test_a_missing_package_is_named(cifar10_dir, monkeypatch, package, engine, install):
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"pip install .*Received: "):
-        data.stream("cifar10", "train", data_dir=cifar10_dir / "array_record")
+    with pytest.raises(ImportError, match=rf"pip install {install}\. Received: "):
+        data.stream("cifar10", "train", data_dir=cifar10_dir / FORMATS[engine])

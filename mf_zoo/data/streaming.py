@@ -378,15 +378,16 @@ def _prepared(name: str, data_dir: str | os.PathLike | None, backend: str) -> tu
         )
     if builder.info.file_format.value != _FORMATS[backend]:
         builder.info.set_file_format(_FORMATS[backend], override=True, override_if_initialized=True)
-    if backend == "tf":
-        _import_tfds()  # TensorFlow, off the accelerator where it only reads
-    else:
-        try:
+    try:
+        if backend == "tf":
+            _import_tfds()  # TensorFlow, off the accelerator where it only reads
+        else:
             import grain  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "backend='grain' needs grain: pip install 'mf_zoo[stream]'. Received: no grain"
-            ) from error
+    except ImportError as error:
+        package = {"tf": "tensorflow", "grain": "'mf_zoo[stream]'"}[backend]
+        raise ImportError(
+            f"backend={backend!r} needs more: pip install {package}. Received: {error}"
+        ) from error
     return builder, backend
 
 
