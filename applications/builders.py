@@ -33,6 +33,8 @@ _MEAN_FIELD_ARGUMENTS = """\
         horizon: Horizon `T` of every stage; `None` for that of the registered weights, else the
             stage's number of particles.
         initial_times: `"grid"` or `"random"`.
+        reorder: Whether blocks are applied in the order of their times, and not in that of storage;
+            `None` for as the registered weights were trained, else `True`.
 """
 
 _PREACTIVATION_ARGUMENT = """\
@@ -75,7 +77,7 @@ def builder(
     prefix = "MF" if mean_field else ""
     name = prefix + architecture.name
     parameters = list(inspect.signature(_build).parameters.values())[2:]
-    optional = {"quadrature", "horizon", "initial_times"} if not mean_field else set()
+    optional = {"quadrature", "horizon", "initial_times", "reorder"} if not mean_field else set()
     optional |= {"preactivation"} if variant is None else set()
     signature = inspect.Signature(
         [parameter for parameter in parameters if parameter.name not in optional],
@@ -90,7 +92,7 @@ def builder(
         chosen = architecture
         if not arguments.pop("preactivation", True):
             weights = arguments.get("weights")
-            if weights is not None and not _is_file(weights):
+            if weights is not None and not is_file(weights):
                 raise ValueError(
                     f"`weights` of the post-activation {name} must be None or a file: registered "
                     f"weights are those of `preactivation=True`. Received: weights={weights!r}"
@@ -135,6 +137,7 @@ def _build(
     quadrature: Any = None,
     horizon: float | None = None,
     initial_times: Any = "grid",
+    reorder: bool | None = None,
     preactivation: bool = True,
 ) -> keras.Model:
     # The signature of every builder is made of this one; `preactivation` has chosen already.
@@ -144,16 +147,18 @@ def _build(
         raise ValueError(f"`classes` must be a positive integer. Received: classes={classes!r}")
     zoo_name = ("MF" if mean_field else "") + architecture.name
     record = None
-    if weights is not None and not _is_file(weights):
+    if weights is not None and not is_file(weights):
         record = registry.get(zoo_name, weights)
         classes = record.classes if classes is None else classes
         quadrature = record.quadrature if quadrature is None else quadrature
         horizon = record.horizon if horizon is None else horizon
+        reorder = record.reorder if reorder is None else reorder
     arguments = {
         "name": zoo_name.lower() if name is None else name,
         "quadrature": "backward" if quadrature is None else quadrature,
         "horizon": horizon,
         "initial_times": initial_times,
+        "reorder": True if reorder is None else reorder,
         "train_times": mean_field,
     }
     model = network(
@@ -179,7 +184,8 @@ def _build(
     return model
 
 
-def _is_file(weights: str | os.PathLike) -> bool:
+def is_file(weights: str | os.PathLike) -> bool:
+    """Whether `weights` is the path of a file, and not a registered name."""
     return isinstance(weights, os.PathLike) or os.path.sep in weights or weights.endswith(".h5")
 
 

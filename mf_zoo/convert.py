@@ -429,7 +429,7 @@ def to_plain(model: keras.Model) -> keras.Model:
     >>> mf_zoo.convert.to_plain(model).save_weights("plain.weights.h5")
     >>> plain = mf_zoo.applications.ResNet20(weights="plain.weights.h5")
     """
-    return _twin(model, quadrature=BackwardRule(), horizon=None, train_times=False)
+    return _twin(model, quadrature=BackwardRule(), horizon=None, train_times=False, reorder=True)
 
 
 def _twin(model: Any, horizon: float | None, **arguments: Any) -> keras.Model:

@@ -25,7 +25,7 @@ from benchmarks import (
     tuning,
 )
 from benchmarks.plain_resnet import plain_resnet
-from mf_zoo import applications
+from mf_zoo import applications, data
 from mf_zoo.layers import stages
 
 
@@ -295,9 +295,15 @@ def test_wrong_options_are_refused(option, capsys):
 
 
 @pytest.mark.once
-def test_the_best_rate_is_that_of_least_loss():
+def test_the_best_rate_is_that_of_least_mean_loss():
     rows = [
-        {"model": model, "mean_field_scaling": scaling, "learning_rate": rate, "loss": loss}
+        {
+            "model": model,
+            "mean_field_scaling": scaling,
+            "learning_rate": rate,
+            "loss": loss,
+            "seed": 0,
+        }
         for model, scaling, rate, loss in (
             ("A", False, 0.1, "1.5"),
             ("A", False, 0.3, "1.25"),
@@ -308,6 +314,45 @@ def test_the_best_rate_is_that_of_least_loss():
         )
     ]
     assert depth_transfer.best_rates(rows) == {("A", False): 0.3, ("A", True): 0.1}
+    # With another seed: 1.4 against 1.55 on average, and a rate that once diverged is none.
+    again = [{**rows[0], "loss": "1.3", "seed": 1}, {**rows[1], "loss": "1.85", "seed": 1}]
+    again += [{**rows[2], "loss": "0.1", "seed": 1}, {**rows[3], "model": "B", "loss": "1.0"}]
+    again += [{**rows[3], "model": "B", "learning_rate": 0.3, "loss": "0.9"}]
+    rows = [*rows[:5], *again]
+    best = depth_transfer.best_rates(rows)
+    assert best == {("A", False): 0.1, ("A", True): 0.1, ("B", True): 0.3}
+    assert depth_transfer.factor(rows, True) == pytest.approx(3)
+    assert depth_transfer.factor(rows, False) == 1
+    lines = depth_transfer.summary(rows)
+    assert "without scaling: best rate 0.1 (loss 1.400), at the edge of the grid" in lines[0]
+    assert lines[0].startswith("A ") and lines[0].endswith("by seed 0.3, 1")
+    assert "between depths; by seed 3, nan" in lines[-1]
+
+
+@pytest.mark.once
+def test_rates_are_compared_from_the_same_start(tmp_path, monkeypatch, capsys):
+    """Networks are used again for other rates and seeds: nothing of a run is left in them."""
+    images, labels = data.sample("cifar10")
+    monkeypatch.setattr(applications, "get", lambda name: tiny_zoo.get("Steady"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: (images[:24], labels[:24]))
+    output = tmp_path / "depth.csv"
+    arguments = ["--data-dir", str(tmp_path), "--batch", "8", "--epochs", "1", "--depths", "20"]
+    options = ["--rates", "0.1", "0.01", "--seeds", "2", "--output", str(output)]
+    assert depth_transfer.main([*arguments, *options]) == 0
+    printed = capsys.readouterr().out
+    rows = depth_transfer.read_rows(output)
+    assert [row["seed"] for row in rows] == ["0"] * 4 + ["1"] * 4
+    again = tmp_path / "again.csv"
+    options = ["--rates", "0.01", "--seeds", "1", "--output", str(again)]
+    assert depth_transfer.main([*arguments, *options]) == 0
+    for scaled, row in zip((False, True), depth_transfer.read_rows(again), strict=True):
+        assert row["mean_field_scaling"] is scaled
+        assert row["loss"] == rows[3 if scaled else 1]["loss"] != rows[2]["loss"]
+    assert len({row["loss"] for row in rows}) == 8
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert depth_transfer.main(["--summary", str(output)]) == 0
+    assert capsys.readouterr().out.strip() in printed
 
 
 @pytest.mark.once

@@ -178,6 +178,7 @@ def test_the_command_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, cap
         ("MFResNet20 --limit 6 --devices 8", "Received: 6 images, devices=8"),
         ("MFResNet20 --on-device", "needs the JAX backend"),
         ("MFResNet20 --resume", "takes no `--resume`"),
+        ("MFResNet20 --freeze stem", "counts all layers as trained. Received: --freeze stem"),
         ("ResNet20 --horizon 2", "takes no `horizon`"),
     ],
 )

@@ -7,7 +7,7 @@ import tiny_zoo
 from keras import layers
 from networks import SMALL, close, outputs, randomized, small
 
-from mf_zoo import applications, data, deploy
+from mf_zoo import applications, convert, data, deploy
 from mf_zoo.layers import BasicBlock, MeanFieldStage, ResNeXtBlock, stages
 
 
@@ -43,6 +43,27 @@ def test_same_outputs_in_plain_layers(kind, split_groups):
     assert kinds(plain).get("BatchNormalization", 0) == expected
     grouped = [layer for layer in plain.layers if getattr(layer, "groups", 1) > 1]
     assert len(grouped) == (blocks if kind == "ResNeXt" and not split_groups else 0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "arguments", [{"reorder": False}, {"quadrature": "uniform_straight_through"}], ids=str
+)
+def test_folding_and_twins_of_the_ablations(arguments):
+    """With steps that are not 1 and times that are not in the order of storage."""
+    model = randomized(small("basic", horizon=1.5, **arguments))
+    stages(model)[0].times.assign([1.0, 0.25])
+    expected = outputs(model, images())
+    close(outputs(deploy.fold(model), images()), expected)
+    plain = convert.to_plain(model)
+    assert all(stage.reorder for stage in stages(plain))
+    close(outputs(plain, images()), expected)
+    twin = convert.to_mean_field(model, horizon=2.0)
+    assert all(
+        stage.reorder is model_stage.reorder
+        for stage, model_stage in zip(stages(twin), stages(model), strict=True)
+    )
+    close(outputs(twin, images()), expected)
 
 
 @pytest.mark.skipif(

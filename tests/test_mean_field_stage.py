@@ -231,10 +231,10 @@ def scale_stage(times, factors, **kwargs):
     return stage
 
 
-def gradient_of_times(quadrature, times, factors, horizon):
+def gradient_of_times(quadrature, times, factors, horizon, reorder=True):
     """By hand: dL/d dt_l = a_l P / (1 + dt_l a_l) with P the product, then the rule's Jacobian."""
     order = np.argsort(times)
-    t, a = np.array(times)[order], np.array(factors)[order]
+    t, a = np.array(times)[order], np.array(factors)[order if reorder else slice(None)]
     if quadrature == "backward":
         dt = np.diff(t, prepend=0)
     elif quadrature == "midpoint":
@@ -244,7 +244,10 @@ def gradient_of_times(quadrature, times, factors, horizon):
     product = np.prod(1 + dt * a)
     g = a * product / (1 + dt * a)
     following, previous = np.append(g[1:], 0), np.insert(g[:-1], 0, 0)
-    if quadrature == "backward":  # t^k opens step k+1 and closes step k
+    if quadrature in (
+        "backward",
+        "uniform_straight_through",
+    ):  # t^k opens step k+1 and closes step k
         sorted_gradient = g - following
     elif quadrature == "midpoint":  # t^k moves both edges of its cell by 1/2, walls stay
         right, left = (g - following) / 2, (previous - g) / 2
@@ -257,15 +260,23 @@ def gradient_of_times(quadrature, times, factors, horizon):
     return product, gradient
 
 
-@pytest.mark.parametrize("quadrature", ["backward", "midpoint", "uniform"])
-def test_gradient_of_the_times_by_hand_and_by_finite_differences(quadrature):
+@pytest.mark.parametrize(
+    ("quadrature", "reorder"),
+    [
+        *(("backward", True), ("midpoint", True), ("uniform", True)),
+        *(("backward", False), ("midpoint", False), ("uniform_straight_through", True)),
+    ],
+)
+def test_gradient_of_the_times_by_hand_and_by_finite_differences(quadrature, reorder):
     times, factors, horizon = [2.1, 0.3, 1.2, 3.4], [0.4, -0.3, 0.2, 0.7], 4.0
-    stage = scale_stage(times, factors, quadrature=quadrature, horizon=horizon)
+    stage = scale_stage(times, factors, quadrature=quadrature, horizon=horizon, reorder=reorder)
     x = np.ones((1, 1), "float32")
-    product, expected = gradient_of_times(quadrature, times, factors, horizon)
+    product, expected = gradient_of_times(quadrature, times, factors, horizon, reorder)
     loss, (gradient, _) = value_and_gradients(stage, x, ops.sum)
     assert loss == pytest.approx(product, rel=1e-5)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+    if quadrature == "uniform_straight_through":  # no derivative of what is computed
+        expected = np.zeros(4)
     for i in range(4):
         ends = []
         for shift in (1e-2, -1e-2):
@@ -314,6 +325,51 @@ def test_a_forced_crossing_moves_block_and_statistics_in_depth():
     new = plain_network(stage, [1, 0, 2]).get_weights()
     for got, want in zip(new, rebuilt.get_weights(), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_without_reordering_a_crossing_changes_nothing():
+    stage = make_stage(reorder=False)
+    stage.times.assign([3.0, 1.0, 2.0])  # still equal steps
+    rebuilt = plain_network(stage, [0, 1, 2])
+    for training in (True, False):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(stage(images(), training=training)),
+            ops.convert_to_numpy(rebuilt(images(), training=training)),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    for got, want in zip(
+        plain_network(stage, [0, 1, 2]).get_weights(), rebuilt.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@given(times=st.lists(st.floats(0, 4, width=32, allow_subnormal=False), min_size=4, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_without_reordering_the_order_stays_and_steps_are_those_of_the_sorted_times(times):
+    for quadrature, total in (("backward", max(times)), ("midpoint", 4.0)):
+        stage = scale_stage([1.0] * 4, [1.0] * 4, quadrature=quadrature, reorder=False)
+        stage.times.assign(times)
+        assert ops.convert_to_numpy(stage.depth_order()).tolist() == [0, 1, 2, 3]
+        steps = ops.convert_to_numpy(stage.step_sizes())
+        assert (steps >= 0).all()
+        assert steps.sum() == pytest.approx(total, rel=1e-5, abs=1e-5)
+        reordering = scale_stage([1.0] * 4, [1.0] * 4, quadrature=quadrature)
+        reordering.times.assign(times)
+        np.testing.assert_array_equal(steps, ops.convert_to_numpy(reordering.step_sizes()))
+
+
+def test_with_equal_steps_and_a_gradient_blocks_overtake():
+    """Loss -x_1 of a stage whose first block matters more: its step would grow, so it moves on."""
+    stage = scale_stage([0.9, 1.0], [1.0, 0.1], quadrature="uniform_straight_through", horizon=2.0)
+    model = keras.Sequential([keras.Input((1,)), stage])
+    stage._stacked[0].trainable = False
+    model.compile(keras.optimizers.SGD(0.05), loss=lambda y, p: -ops.mean(p))
+    x = np.ones((4, 1), "float32")
+    for _ in range(3):
+        model.train_on_batch(x, x)
+    assert ops.convert_to_numpy(stage.depth_order()).tolist() == [1, 0]
+    np.testing.assert_array_equal(ops.convert_to_numpy(stage.step_sizes()), [1.0, 1.0])
 
 
 def test_gradient_descent_makes_blocks_overtake():
@@ -468,8 +524,13 @@ def test_clone_and_configuration_round_trip():
     np.testing.assert_array_equal(
         clone.predict(images(), verbose=0), model.predict(images(), verbose=0)
     )
-    again = MeanFieldStage.from_config(stage.get_config())
-    assert again.get_config() == stage.get_config()
+    for other in (
+        stage,
+        MeanFieldStage(BasicBlock(4), 2, "uniform_straight_through", reorder=False),
+    ):
+        again = MeanFieldStage.from_config(other.get_config())
+        assert again.get_config() == other.get_config()
+    assert not again.reorder and again.get_config()["quadrature"] == "uniform_straight_through"
 
 
 @keras.saving.register_keras_serializable(package="mf_zoo_tests")

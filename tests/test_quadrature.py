@@ -5,10 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from mf_zoo.layers import BackwardRule, MidpointRule, QuadratureRule, Reflect, UniformRule, reflect
+from mf_zoo.layers import (
+    BackwardRule,
+    MidpointRule,
+    QuadratureRule,
+    Reflect,
+    UniformRule,
+    UniformStraightThroughRule,
+    reflect,
+)
 from mf_zoo.layers import quadrature as quadrature_rules
 
-RULES = [BackwardRule(), MidpointRule(), UniformRule()]
+RULES = [BackwardRule(), MidpointRule(), UniformRule(), UniformStraightThroughRule()]
 
 
 def steps(rule, times, horizon):
@@ -21,6 +29,9 @@ def test_steps_worked_out_by_hand():
     # Cells end at 1.25 and 2.5.
     np.testing.assert_allclose(steps(MidpointRule(), times, 4.0), [1.25, 1.25, 1.5])
     np.testing.assert_allclose(steps(UniformRule(), times, 4.0), [4 / 3] * 3, rtol=1e-6)
+    np.testing.assert_array_equal(
+        steps(UniformStraightThroughRule(), times, 4.0), np.float32([4 / 3] * 3)
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)

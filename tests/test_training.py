@@ -1,6 +1,7 @@
 """Recipes, schedules, losses, evaluation and runs."""
 
 import csv
+import dataclasses
 import hashlib
 import importlib.util
 import itertools
@@ -19,8 +20,9 @@ import tiny_zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mf_zoo import applications, data
-from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, get_recipe, on_device, train
+from mf_zoo import applications, data, weights
+from mf_zoo.layers import quadrature
+from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, get_recipe, on_device, runs, train
 from mf_zoo.training.callbacks import order_swaps
 from mf_zoo.training.evaluation import calibration_error
 from mf_zoo.training.losses import SmoothedCrossentropy
@@ -80,6 +82,8 @@ def test_overrides_are_read_by_the_type_of_their_value(text, expected):
         ({"momentum": 1.0}, r"momentum.*in \[0, 1\).*Received"),
         ({"weight_decay": -1e-4}, "weight_decay.*0 or more"),
         ({"schedule": "stepwise"}, "schedule.*step, cosine, one_cycle.*Received"),
+        ({"quadrature": "midpoints"}, "quadrature.*backward, midpoint.*Received.*'midpoints'"),
+        ({"reorder": 1}, "reorder.*type bool.*Received"),
         ({"epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs.*less than the 2 epochs"),
         ({"wieght_decay": 0.1}, "did you mean 'weight_decay'.*Received: 'wieght_decay'"),
     ],
@@ -87,6 +91,13 @@ def test_overrides_are_read_by_the_type_of_their_value(text, expected):
 def test_bad_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         RECIPES["paper"].replace(**values)
+
+
+def test_the_rules_of_recipes_are_those_of_stages():
+    for name in quadrature._RULES:
+        assert RECIPES["paper"].replace(quadrature=name).quadrature == name
+    with pytest.raises(ValueError, match=rf"must be one of {', '.join(quadrature._RULES)}\. Rec"):
+        RECIPES["paper"].replace(quadrature="x")
 
 
 def test_a_recipe_is_read_from_a_file(tmp_path):
@@ -505,6 +516,78 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     )
     _assert_same_run(finished, folder)
     assert not list(folder.glob("partial-*"))
+
+
+@pytest.mark.once
+def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def write_json(path, content, write=runs.write_json):
+        if content.get("epoch") == 2:  # The second epoch's checkpoint does not count yet.
+            raise Killed
+        write(path, content)
+
+    keras.utils.set_random_seed(1)
+    source = tiny_zoo.tiny()
+    source.save_weights(tmp_path / "source.weights.h5")
+    start = {"weights": tmp_path / "source.weights.h5", "freeze": ["st*"]}
+    options = {**OPTIONS, "recipe": RECIPE.replace(epochs=2), "data_dir": cifar10_dir}
+    train("Tiny", output=tmp_path / "whole", **start, **options)
+    folder = tmp_path / "killed"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runs, "write_json", write_json)
+        train("Tiny", output=folder, **start, **options)
+    for change, message in (
+        ({"freeze": ["stem"]}, r"freeze is \['st\*'\] there and \['stem'\] here"),
+        ({"weights": None}, "weights_sha256 is '.*' there and None here"),
+    ):
+        with pytest.raises(RunError, match=message):
+            train("Tiny", output=folder, resume=True, **{**start, **change}, **options)
+    train("Tiny", output=folder, resume=True, **start, **options)
+    _assert_same_run(tmp_path / "whole", folder)
+
+    trained = tiny_zoo.tiny(folder / "final.weights.h5")
+    changed = {
+        layer.name
+        for layer, before in zip(trained.layers, source.layers, strict=True)
+        for one, two in zip(layer.get_weights(), before.get_weights(), strict=True)
+        if not np.array_equal(one, two)
+    }
+    assert changed == {"predictions"}
+    record = weights.publish(folder, directory=tmp_path / "registry", partial=True)
+    digest = hashlib.sha256(start["weights"].read_bytes()).hexdigest()
+    assert record.initial_weights == f"source.weights.h5 sha256:{digest}"
+    assert record.freeze == ("st*",)
+    assert weights.records(directory=tmp_path / "registry") == [record]
+
+
+@pytest.mark.once
+def test_a_start_that_does_not_fit_is_refused_and_leaves_no_run(cifar10_dir, tmp_path):
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    other.save_weights(tmp_path / "other.weights.h5")
+    for start, message in (
+        ({"weights": tmp_path / "other.weights.h5"}, r"of another architecture.*Received: a file"),
+        ({"weights": tmp_path / "none.weights.h5"}, r"must exist.*Received: .*none"),
+        ({"weights": "imagenet"}, r"Received: .*'imagenet'"),
+        ({"freeze": "x*"}, r"must name layers of the model, which are .*stem.*Received: 'x\*'"),
+    ):
+        with pytest.raises(RunError, match=message):
+            train("Tiny", data_dir=cifar10_dir, output=tmp_path / "run", **start, **OPTIONS)
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.once
+def test_what_the_recipe_leaves_open_is_as_in_the_registered_weights(monkeypatch):
+    from mf_zoo.training import pretrained
+
+    record = dataclasses.replace(
+        weights.get("MFResNet20", "cifar10"), quadrature="midpoint", horizon=2.5, reorder=False
+    )
+    monkeypatch.setattr(weights, "get", lambda model, name: record)
+    found = pretrained.with_stages_of("cifar10", "MFResNet20", RECIPE.replace(horizon=3.0))
+    assert found == RECIPE.replace(quadrature="midpoint", horizon=3.0, reorder=False)
+    assert pretrained.with_stages_of("a/b.weights.h5", "MFResNet20", RECIPE) == RECIPE
 
 
 # --- On the device ---------------------------------------------------------------------------

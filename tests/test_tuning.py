@@ -468,6 +468,46 @@ def test_a_search_killed_at_any_write_ends_the_same(tuner, tmp_path, monkeypatch
         )
 
 
+@pytest.mark.once
+def test_a_bayesian_search_goes_on_to_the_same_values(tmp_path):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+
+    def oracle(name):
+        given = keras_tuner.HyperParameters()
+        given.Float("x", 0.0, 1.0)
+        given.Float("y", 0.0, 1.0)
+        one = oracles.BayesianOptimizationOracle(
+            "val_accuracy", 6, num_initial_points=3, seed=1, hyperparameters=given
+        )
+        one._set_project_dir(str(tmp_path), name)  # as a tuner does
+        one.verbose = 0
+        return one
+
+    def run(one):
+        trial = one.create_trial("tuner0")
+        x, y = (trial.hyperparameters.values[name] for name in "xy")
+        accuracy = math.sin(9 * x) * math.cos(7 * y)
+        one.update_trial(trial.trial_id, {"val_accuracy": accuracy})
+        trial.status = "COMPLETED"
+        one.end_trial(trial)
+        return x, y
+
+    whole = oracle("whole")
+    expected = [run(whole) for _ in range(6)]
+    found = []
+    for number in range(6):  # killed after each trial, and in the middle of every other
+        if number % 2:
+            killed = oracle("killed")
+            killed.reload()
+            killed.create_trial("tuner0")
+        one = oracle("killed")
+        if number:
+            one.reload()
+            assert list(one.trials) == one.start_order
+        found.append(run(one))
+    assert found == expected
+
+
 def _process(signal_name, when, *arguments):
     return subprocess.run(
         [sys.executable, HERE / "tiny_zoo.py", signal_name, when, *map(str, arguments)],
@@ -533,6 +573,48 @@ def test_the_best_recipe_trains_as_the_trial_did(finished, cifar10_dir, tmp_path
     trained = json.loads((tmp_path / "run" / "result.json").read_text())
     result = json.loads((finished / "result.json").read_text())
     row = _rows(finished / "trials.csv")[int(result["best_trial"])]
+    assert trained["test_error"] == pytest.approx(result["val_error"], abs=1e-3)
+    assert trained["train_loss"] == pytest.approx(float(row["loss"]), rel=1e-5)
+
+
+@pytest.mark.once
+def test_a_search_from_weights_goes_on_and_its_recipe_trains_as_the_trial_did(
+    cifar10_dir, tmp_path, monkeypatch, capsys
+):
+    fit, recipes = MeanFieldHyperModel.fit, []
+
+    def fit_once(self, hp, *args, **kwargs):
+        recipes.append(self.recipe(hp))
+        if len(recipes) == 2:
+            raise Killed
+        return fit(self, hp, *args, **kwargs)
+
+    keras.utils.set_random_seed(1)
+    source = tmp_path / "source.weights.h5"
+    tiny_zoo.tiny().save_weights(source)
+    start = ["--weights", str(source), "--freeze", "st*"]
+    folder, common = tmp_path / "search", ["--data-dir", str(cifar10_dir), "--output"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(MeanFieldHyperModel, "fit", fit_once)
+        cli.main([*COMMAND, *start, *common, str(folder)])
+    assert "trial 0 (1 of 2)" in capsys.readouterr().out
+    resume = ["tune", "--resume", "--output", str(folder)]
+    assert "freeze is ['st*'] there and ['stem'] here" in _fails(
+        capsys, *resume, "--freeze", "stem"
+    )
+    assert cli.main(resume) == 0
+    config, result = (
+        json.loads((folder / name).read_text()) for name in ("search.json", "result.json")
+    )
+    for settings in (config, result):
+        assert (settings["weights"], settings["freeze"]) == (str(source), ["st*"])
+    row = _rows(folder / "trials.csv")[int(result["best_trial"])]
+
+    arguments = ["train", "Tiny", "--recipe", str(folder / "best.toml"), "--seed", "5", *start]
+    arguments += ["--holdout", "40", "--limit", "64", "--verbose", "0", *common]
+    assert "mf-zoo train Tiny " + " ".join(start[:2]) in (folder / "best.toml").read_text()
+    assert cli.main([*arguments, str(tmp_path / "run")]) == 0
+    trained = json.loads((tmp_path / "run" / "result.json").read_text())
     assert trained["test_error"] == pytest.approx(result["val_error"], abs=1e-3)
     assert trained["train_loss"] == pytest.approx(float(row["loss"]), rel=1e-5)
 
@@ -756,6 +838,13 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     for address in ("127.0.0.1", "localhost:0", "localhost:70000", ":", "a b:1"):
         error = _fails(capsys, *command, "Tiny", "--chief", address)
         assert f"`chief` must be HOST:PORT. Received: {address!r}" in error
+    for model, *start, message in (
+        ("MFResNet20", "--weights", "imagenet", "'imagenet'"),
+        ("Tiny", "--weights", tmp_path / "none.weights.h5", "must exist before it is loaded"),
+        ("Tiny", "--freeze", "x*", "must name layers of the model, which are"),
+    ):
+        assert message in _fails(capsys, *command, model, *start)
+    assert "Received: --freeze ['stem']" in _fails(capsys, *worker, "--freeze", "stem")
     assert not folder.exists()
     error = _fails(capsys, *command, "Tiny", "--holdout", "500")
     assert "less than the 500 training images. Received: 500" in error

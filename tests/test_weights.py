@@ -133,6 +133,10 @@ def test_record_survives_json():
         ("versions", {"keras": 3}),
         ("train_seconds", float("inf")),
         ("train_seconds", False),
+        ("reorder", None),
+        ("initial_weights", ""),
+        ("freeze", "stem"),
+        ("freeze", [1]),
     ],
 )
 def test_record_refuses_a_wrong_field(field, value):
@@ -141,7 +145,7 @@ def test_record_refuses_a_wrong_field(field, value):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(WeightRecord)])
+@pytest.mark.parametrize("field", list(fields()))
 def test_record_refuses_a_missing_field(field):
     record = fields()
     del record[field]
@@ -396,6 +400,7 @@ def test_publish_registers_a_finished_run(run_dir, tmp_path):
     assert (record.quadrature, record.horizon) == ("midpoint", 2.5)
     file = weights.path(record, directory=registry)
     assert file.read_bytes() == (run_dir / "final.weights.h5").read_bytes()
+    assert (record.initial_weights, record.freeze) == (None, ())
     for kind in ("history", "times"):
         copy = registry / f"{stem}.{kind}.csv"
         assert copy.read_text() == (run_dir / f"{kind}.csv").read_text()

@@ -29,6 +29,7 @@ def tiny(
     quadrature="backward",
     horizon=None,
     initial_times="grid",
+    reorder=True,
 ):
     """Three particles, and a dropout whose random state a checkpoint must keep.
 
@@ -46,6 +47,7 @@ def tiny(
         quadrature=quadrature,
         horizon=horizon,
         initial_times=initial_times,
+        reorder=reorder,
         activation="relu",
         name="stage1",
     )

@@ -115,6 +115,9 @@ def _epochs(path: Path) -> list[int]:
 def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> WeightRecord:
     from mf_zoo import data
 
+    start = config.get("weights")
+    if start is not None and config["weights_sha256"]:
+        start = f"{Path(start).name} sha256:{config['weights_sha256']}"
     return WeightRecord(
         name=name,
         file=f"{WeightRecord.stem_of(result['model'], name)}.weights.h5",
@@ -123,6 +126,9 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         horizon=config["recipe"]["horizon"],
         date=result["date"][: len("YYYY-MM-DD")],
         versions=config["versions"],
+        reorder=config["recipe"].get("reorder", True),
+        initial_weights=start,
+        freeze=config.get("freeze", ()),
         **{
             field: result[field]
             for field in (

@@ -5,7 +5,7 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PATTERNS = {
@@ -47,6 +47,11 @@ class WeightRecord:
         backend: Keras backend of the training.
         versions: Version of each package that took part, by package name.
         train_seconds: Wall time of the training in seconds.
+        reorder: Whether the stages apply blocks in the order of their times. Records may leave it
+            out.
+        initial_weights: What the training started from: the name of registered weights, or name
+            and digest of a file; `None` for random weights. Records may leave it out.
+        freeze: Layers that were not trained, names or patterns. Records may leave it out.
 
     Raises:
         ValueError: A field has the wrong type or an impossible value.
@@ -78,6 +83,9 @@ class WeightRecord:
     backend: str
     versions: Mapping[str, str] = dataclasses.field(hash=False)
     train_seconds: float
+    reorder: bool = True
+    initial_weights: str | None = None
+    freeze: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field, (pattern, meaning) in _PATTERNS.items():
@@ -113,6 +121,17 @@ class WeightRecord:
             dated = False
         if not dated:
             raise _wrong("date", "a day as 'YYYY-MM-DD'", self.date)
+        if not isinstance(self.reorder, bool):
+            raise _wrong("reorder", "true or false", self.reorder)
+        if self.initial_weights is not None and (
+            not isinstance(self.initial_weights, str) or not self.initial_weights.strip()
+        ):
+            raise _wrong("initial_weights", "null or a text", self.initial_weights)
+        if not isinstance(self.freeze, list | tuple) or not all(
+            isinstance(pattern, str) and pattern for pattern in self.freeze
+        ):
+            raise _wrong("freeze", "a list of names or patterns", self.freeze)
+        object.__setattr__(self, "freeze", tuple(self.freeze))
         if not isinstance(self.versions, Mapping) or not all(
             isinstance(text, str) and text for item in self.versions.items() for text in item
         ):
@@ -142,7 +161,7 @@ class WeightRecord:
         """Reads a record from the text of its JSON file.
 
         Args:
-            text: One JSON object with exactly the fields of a record.
+            text: One JSON object with the fields of a record, and no others.
 
         Returns:
             The record.
@@ -159,9 +178,10 @@ class WeightRecord:
                 f"A weight record must be one JSON object. Received: {type(values).__name__}"
             )
         fields = {field.name for field in dataclasses.fields(cls)}
-        if missing := sorted(fields - values.keys()):
+        needed = fields - {"reorder", "initial_weights", "freeze"}
+        if missing := sorted(needed - values.keys()):
             raise ValueError(
-                f"A weight record needs the fields {sorted(fields)}. "
+                f"A weight record needs the fields {sorted(needed)}. "
                 f"Received: one without {missing}"
             )
         if unknown := sorted(values.keys() - fields):

@@ -27,6 +27,19 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="limit the backend's threads")
 
 
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights` and `--freeze` of what is trained."""
+    parser.add_argument(
+        "--weights", metavar="W", help="start from registered weights or a .weights.h5 file"
+    )
+    parser.add_argument(
+        "--freeze",
+        action="append",
+        metavar="PATTERN",
+        help="do not train the layers of that name, such as 'stage*'; may be repeated",
+    )
+
+
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--weights` and the `--dataset` of a file of weights."""
     parser.add_argument(
@@ -83,7 +96,7 @@ def load_trained(
     from mf_zoo import weights as registry
 
     source = weights
-    given: dict[str, Any] = {"quadrature": quadrature, "horizon": horizon}
+    given: dict[str, Any] = {"quadrature": quadrature, "horizon": horizon, "reorder": None}
     stages = dict(given)
     folder = Path(weights)
     if folder.is_dir():
@@ -93,7 +106,7 @@ def load_trained(
         weights = str(folder / WEIGHTS)
         dataset = dataset or config["dataset"]
         for key, value in given.items():
-            stages[key] = config["recipe"][key] if value is None else value
+            stages[key] = config["recipe"].get(key) if value is None else value
     with input_errors():
         builder = applications.get(model)
         known = inspect.signature(builder).parameters

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, input_errors, one_line
+from mf_zoo.cli.common import add_data_arguments, add_start_arguments, input_errors, one_line
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
 from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
 
@@ -62,6 +62,7 @@ def _add_train(commands):
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="such as MFResNet20")
     add_data_arguments(parser)
+    add_start_arguments(parser)
     parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} or a .toml file (default: paper)")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder")
@@ -147,6 +148,8 @@ def _train(options: argparse.Namespace):
         "threads": None,
         "on_device": False,
         "distribute": None,
+        "weights": None,
+        "freeze": [],
     }
     base = "paper"
     started = read_json(options.output / CONFIG) if options.resume else None
@@ -198,6 +201,10 @@ def _dry_run(options: argparse.Namespace):
         raise RunError("A model must be named, such as MFResNet20")
     if options.resume:
         raise RunError("A dry run is of a training from its start and takes no `--resume`")
+    if options.freeze is not None:
+        raise RunError(
+            f"A dry run counts all layers as trained. Received: --freeze {options.freeze[0]}"
+        )
     keys = (*_DRY_RUN_NUMBERS, "dataset", "holdout", "limit", "on_device")
     given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
     recipe = _recipe(options, options.recipe or "paper")

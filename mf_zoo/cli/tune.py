@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments
+from mf_zoo.cli.common import add_data_arguments, add_start_arguments
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
 from mf_zoo.training.runs import RunError, read_json
 from mf_zoo.tuning.space import SEARCH, SPACE, TUNERS, parse_search
@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="one, or several to choose from")
     add_data_arguments(parser)
+    add_start_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="its folder")
     parser.add_argument("--resume", action="store_true", help="go on where a kill ended it")
     parser.add_argument("--tuner", choices=TUNERS, help="default: hyperband")
@@ -99,6 +100,8 @@ def _tune(options: argparse.Namespace) -> None:
         "limit": None,
         "seed": 0,
         "worker_timeout": 60.0,
+        "weights": None,
+        "freeze": [],
     }
     models, base, search = options.models, options.recipe or "quick", options.search
     values = dict(_read(parse_override, text) for text in options.set or [])
@@ -126,7 +129,7 @@ def _tune(options: argparse.Namespace) -> None:
         values.setdefault("epochs", options.epochs)
     recipe = _read(lambda name: get_recipe(name, **values), base)
     if search is None and values.keys() & SPACE.keys():
-        search = _default_search(models, values)
+        search = _default_search(models, given["weights"], values)
     space = None if search is None else _read(parse_search, search)
     for name in values:
         if space is not None and name in space and started is None:
@@ -154,7 +157,8 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _work(options: argparse.Namespace) -> None:
-    for name in ("chief", "tuner", "max_trials", "epochs", "holdout", "limit", "seed", "recipe"):
+    names = ("chief", "tuner", "max_trials", "epochs", "holdout", "limit", "seed", "recipe")
+    for name in (*names, "weights", "freeze"):
         if getattr(options, name) is not None:
             raise RunError(
                 "A worker takes the settings of its chief. "
@@ -170,9 +174,10 @@ def _work(options: argparse.Namespace) -> None:
     )
 
 
-def _default_search(models: list[str], values: dict[str, Any]) -> list[str]:
+def _default_search(models: list[str], weights: str | None, values: dict[str, Any]) -> list[str]:
     """The names that are searched by default, but for those that were set."""
-    hypermodel = _read(_tuning("hypermodel").MeanFieldHyperModel, models)
+    kind = _tuning("hypermodel").MeanFieldHyperModel
+    hypermodel = _read(lambda names: kind(names, weights=weights), models)
     return [name for name in hypermodel.space if name not in values]
 
 

@@ -15,6 +15,7 @@ from mf_zoo.layers.quadrature import (
     MidpointRule,
     QuadratureRule,
     UniformRule,
+    UniformStraightThroughRule,
 )
 from mf_zoo.layers.synchronize import synchronize_statistics
 
@@ -33,6 +34,7 @@ __all__ = [
     "Reflect",
     "ResNeXtBlock",
     "UniformRule",
+    "UniformStraightThroughRule",
     "reflect",
     "stages",
     "synchronize_statistics",

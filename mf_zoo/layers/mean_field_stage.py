@@ -63,8 +63,9 @@ class MeanFieldStage(keras.layers.Layer):
             variables (a last scale and shift) may name them in a property
             `output_scale_variables`; the step size is then folded into them, at no cost.
         num_particles: Number `n` of blocks.
-        quadrature: `"backward"` (the paper's), `"midpoint"`, `"uniform"`, or a rule of your own:
-            see `mf_zoo.layers.QuadratureRule`.
+        quadrature: `"backward"` (the paper's), `"midpoint"`, `"uniform"`,
+            `"uniform_straight_through"`, or a rule of your own: see
+            `mf_zoo.layers.QuadratureRule`.
         horizon: Length `T` of the time interval; `None` for `n`.
         initial_times: `"grid"` (equal steps), `"random"` (independent, uniform on `[0, T]`) or `n`
             numbers in `[0, T]`. (This choice, like the reflection at the walls, is ours; the paper
@@ -75,6 +76,11 @@ class MeanFieldStage(keras.layers.Layer):
             way. `False` runs `keras.ops.scan`, whose compilation does not grow with depth, on
             backends that can train through it (JAX, PyTorch).
         seed: Seed of random initial times.
+        reorder: Whether the blocks are applied in the order of their times. With `False` the order
+            is that of storage, for good, and the block at depth `l` takes the step at the `l`-th
+            smallest time: the times are a set of nodes, a crossing is a change of names that no
+            output sees, and the gradient of a time is that of the place it has when sorted. For
+            telling what learned steps do from what reordering does.
         **kwargs: Keyword arguments of `keras.layers.Layer`.
 
     Attributes:
@@ -110,6 +116,7 @@ class MeanFieldStage(keras.layers.Layer):
         activation: Any = None,
         unroll: bool = True,
         seed: int | None = None,
+        reorder: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -140,6 +147,7 @@ class MeanFieldStage(keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.unroll = bool(unroll)
         self.seed = seed
+        self.reorder = bool(reorder)
         self._template: _Template | None = None
 
     def _check_initial_times(self, initial_times: Any) -> str | list[float]:
@@ -253,9 +261,9 @@ class MeanFieldStage(keras.layers.Layer):
         """Which particle is applied first, second, ...: `argsort(times)`, ties by storage index.
 
         Returns:
-            Integer tensor `(n,)`.
+            Integer tensor `(n,)`; `0 ... n - 1` without `reorder`.
         """
-        return ops.argsort(self.times)
+        return self._schedule()[0]
 
     def step_sizes(self) -> Any:
         """Step sizes `dt_l` in depth order: entry `l` belongs to particle `depth_order()[l]`.
@@ -269,6 +277,8 @@ class MeanFieldStage(keras.layers.Layer):
         times = self.times.value
         order = ops.argsort(times)
         steps = self.quadrature(ops.take(times, order), self.horizon)
+        if not self.reorder:
+            order = ops.arange(self.num_particles, dtype="int32")
         return order, steps
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -374,6 +384,7 @@ class MeanFieldStage(keras.layers.Layer):
             "activation": keras.activations.serialize(self.activation),
             "unroll": self.unroll,
             "seed": self.seed,
+            "reorder": self.reorder,
         }
 
     @classmethod

@@ -128,10 +128,33 @@ class UniformRule(QuadratureRule):
         return times * 0 + horizon / times.shape[0]
 
 
+@keras.saving.register_keras_serializable(package="mf_zoo")
+class UniformStraightThroughRule(QuadratureRule):
+    """`dt_l = T / n`, with the gradient of the backward rule in the place of its own, which is 0.
+
+    A straight-through estimator: times move as if they made the steps, and decide the order of the
+    blocks and nothing else. For telling what reordering does from what learned steps do; it is the
+    gradient of no function, so it promises no descent.
+
+    Source: Bengio, Leonard, Courville, *Estimating or Propagating Gradients Through Stochastic
+    Neurons for Conditional Computation*, 2013, arXiv 1308.3432 (the estimator; this use is ours).
+
+    Example:
+
+    >>> UniformStraightThroughRule()(keras.ops.array([0.5, 2.0, 3.0]), 3.0)  # [1.0, 1.0, 1.0]
+    """
+
+    def __call__(self, times: Any, horizon: float) -> Any:
+        steps = BackwardRule()(times, horizon)
+        # The difference is exactly 0.
+        return steps - ops.stop_gradient(steps) + horizon / times.shape[0]
+
+
 _RULES: dict[str, type[QuadratureRule]] = {
     "backward": BackwardRule,
     "midpoint": MidpointRule,
     "uniform": UniformRule,
+    "uniform_straight_through": UniformStraightThroughRule,
 }
 
 
@@ -139,8 +162,8 @@ def get(identifier: str | dict | QuadratureRule | Callable) -> Any:
     """Finds a quadrature rule.
 
     Args:
-        identifier: `"backward"`, `"midpoint"`, `"uniform"`, a rule or other callable of
-            `(times, horizon)`, or a serialised one.
+        identifier: `"backward"`, `"midpoint"`, `"uniform"`, `"uniform_straight_through"`, a rule
+            or other callable of `(times, horizon)`, or a serialised one.
 
     Returns:
         The rule.

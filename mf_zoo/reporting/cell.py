@@ -15,6 +15,7 @@ _MEAN_FIELD = (
     "quadrature",
     "horizon",
     "initial_times",
+    "reorder",
 )
 
 

@@ -277,7 +277,6 @@ def _multiplied(table: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]
 def _run(values: Mapping[str, Any], mean_field: Mapping[str, Any], folder: Path) -> Run:
     """A run from one table of plain values, and those for networks with learned times."""
     from mf_zoo import applications, data
-    from mf_zoo.layers import quadrature
     from mf_zoo.training.runner import stage_values
 
     fields = [field.name for field in dataclasses.fields(Recipe)]
@@ -317,7 +316,6 @@ def _run(values: Mapping[str, Any], mean_field: Mapping[str, Any], folder: Path)
         key: None if values[key] == "none" else values[key] for key in recipe_keys if key in values
     }
     recipe = get_recipe(base, **changes)
-    quadrature.get(recipe.quadrature)
     stage_values(builder, values["model"], recipe)
     # Said once: a value that the recipe has anyhow, or that follows from the epochs, is none.
     default, scaled = get_recipe(base), get_recipe(base, epochs=recipe.epochs)

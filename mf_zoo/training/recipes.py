@@ -13,6 +13,7 @@ from typing import Any
 
 _CHOICES = {
     "schedule": ("step", "cosine", "one_cycle"),
+    "quadrature": ("backward", "midpoint", "uniform", "uniform_straight_through"),
     "initial_times": ("grid", "random"),
     "dtype_policy": ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16"),
 }
@@ -34,8 +35,8 @@ class Recipe:
     """All settings of a training run that change its outcome, apart from model, data and seed.
 
     Weight decay is always the coupled (L2) one of He et al., 2016: it is added to the gradient
-    before the momentum. The values of `quadrature`, `horizon` and `initial_times` go to the
-    model's builder, those of `time_learning_rate_multiplier`, `mean_field_scaling` and
+    before the momentum. The values of `quadrature`, `horizon`, `initial_times` and `reorder` go to
+    the model's builder, those of `time_learning_rate_multiplier`, `mean_field_scaling` and
     `noise_temperature` to the optimizer; models without learned times ignore the optimizer's.
 
     Args:
@@ -60,9 +61,11 @@ class Recipe:
         time_learning_rate_multiplier: The particles' times learn at so many learning rates.
         mean_field_scaling: Whether particle gradients are multiplied by `n / T`.
         noise_temperature: Temperature of the Langevin noise on particles.
-        quadrature: Quadrature rule of the mean-field stages.
+        quadrature: Quadrature rule of the mean-field stages: `"backward"`, `"midpoint"`,
+            `"uniform"` or `"uniform_straight_through"`, see `mf_zoo.layers`.
         horizon: Horizon `T` of every stage, `None` for its number of particles.
         initial_times: `"grid"` or `"random"`.
+        reorder: Whether blocks are applied in the order of their times, and not in that of storage.
         dtype_policy: Keras dtype policy of the training; weights are float32 under all mixed
             ones, and the final test error is always measured in float32.
 
@@ -97,6 +100,7 @@ class Recipe:
     quadrature: str = "backward"
     horizon: float | None = None
     initial_times: str = "grid"
+    reorder: bool = True
     dtype_policy: str = "float32"
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from mf_zoo import applications, data
 from mf_zoo.devices import accelerator
-from mf_zoo.training import distribution, runs
+from mf_zoo.training import distribution, pretrained, runs
 from mf_zoo.training.callbacks import (
     AverageLogs,
     Checkpoint,
@@ -28,7 +28,7 @@ from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.runs import RunError
 from mf_zoo.training.schedules import learning_rate_schedule
 
-_STAGE_VALUES = ("quadrature", "horizon", "initial_times")
+_STAGE_VALUES = ("quadrature", "horizon", "initial_times", "reorder")
 EVALUATION_BATCH = 500
 
 
@@ -47,6 +47,8 @@ def train(
     threads: int | None = None,
     on_device: bool = False,
     distribute: str | None = None,
+    weights: str | Path | None = None,
+    freeze: Sequence[str] = (),
     tensorboard: bool = False,
     verbose: str | int = "auto",
     command: str | None = None,
@@ -82,6 +84,10 @@ def train(
             of one device with the whole batch: gradients are averaged and BatchNormalization's
             statistics are those of the whole batch, of which at most `devices - 1` images are left
             out at the end of an epoch. All processes must see `output`; the main one writes it.
+        weights: Registered weights to start from, such as `"cifar10"`, or a `.weights.h5` file.
+            Where the recipe leaves quadrature and horizon at their defaults they are those of
+            registered weights; for another number of classes the head starts afresh.
+        freeze: Layers that are not trained: names, or patterns as in a shell (`"stage*"`).
         tensorboard: Write TensorBoard logs to the folder's `tensorboard/`.
         verbose: As in `keras.Model.fit`; `"auto"` is a progress bar on a terminal, else a line
             per epoch.
@@ -103,6 +109,8 @@ def train(
         recipe = get_recipe(recipe)
         builder = applications.get(model)
         model = name_of(builder, model)
+        start = pretrained.settings(weights, freeze)
+        recipe = pretrained.with_stages_of(weights, model, recipe)
     if on_device and keras.config.backend() != "jax":
         raise RunError(
             f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
@@ -122,6 +130,7 @@ def train(
         "eval_every": eval_every,
         "holdout": holdout,
         "limit": limit,
+        **start,
     }
     if threads and not runs.limit_threads(threads):
         print(
@@ -210,18 +219,20 @@ def _train(
         "command": command,
         "date": runs.now(),
     }
-    if group.is_main:
-        _prepare_files(folder, config, epoch)
     with group.scope():
         if epoch == 0:
             with usage_errors(), dtype_policy(recipe.dtype_policy):
-                network = build_network(builder, recipe, classes)
+                network = build_network(
+                    builder, recipe, classes, options["weights"], options["freeze"]
+                )
                 compile_network(network, recipe, schedule, seed)
         else:
             network = _load_checkpoint(folder, state)
             if group.is_main:
                 print(f"resuming {folder} after epoch {epoch} of {recipe.epochs}", file=sys.stderr)
         group.prepare(network)
+    if group.is_main:
+        _prepare_files(folder, config, epoch)
 
     if epoch < recipe.epochs:
         soft = recipe.mixup > 0
@@ -515,14 +526,20 @@ def stage_values(builder, name: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def build_network(
-    builder, recipe: Recipe, classes: int | None, weights: str | None = None
+    builder,
+    recipe: Recipe,
+    classes: int | None,
+    weights: str | None = None,
+    freeze: Sequence[str] = (),
 ) -> keras.Model:
     """Builds the model, ending in logits; stage settings go to builders that know them."""
     values = stage_values(builder, name_of(builder, "This model"), recipe)
     if weights is not None:  # What the recipe leaves at its default is as the weights want it.
         plain = Recipe(name="default")
         values = {key: value for key, value in values.items() if value != getattr(plain, key)}
-    return builder(weights=weights, classes=classes, classifier_activation=None, **values)
+    network = builder(weights=weights, classes=classes, classifier_activation=None, **values)
+    pretrained.freeze_layers(network, freeze)
+    return network
 
 
 def compile_network(network: keras.Model, recipe: Recipe, schedule, seed: int) -> None:

@@ -1,7 +1,6 @@
 """The networks of the zoo and their recipes as a search space of keras-tuner."""
 
 import contextlib
-import fnmatch
 import inspect
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -148,17 +147,9 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
             # recipe and the seed train there to the very weights of the trial.
             runner.augmentation(recipe)
         with runner.dtype_policy(recipe.dtype_policy):
-            network = runner.build_network(self.models[model], recipe, self.classes, self.weights)
-            for pattern in self.freeze:
-                found = [layer for layer in network.layers if fnmatch.fnmatch(layer.name, pattern)]
-                if not found:
-                    raise ValueError(
-                        "`freeze` must name layers of the model, which are "
-                        f"{', '.join(layer.name for layer in network.layers)}. "
-                        f"Received: {pattern!r}"
-                    )
-                for layer in found:
-                    layer.trainable = False
+            network = runner.build_network(
+                self.models[model], recipe, self.classes, self.weights, self.freeze
+            )
             runner.compile_network(
                 network, recipe, learning_rate_schedule(recipe, steps), self._seed()
             )
@@ -276,7 +267,9 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         names = dict.fromkeys((*self.space, *recipe_values()))
         declare(name for name in names if name not in MEAN_FIELD)
         if self.mean_field:
-            declare(("quadrature", "initial_times", "noise_temperature"), *only_mean_field)
+            declare(
+                ("quadrature", "initial_times", "reorder", "noise_temperature"), *only_mean_field
+            )
             conditions = only_mean_field
             rules = [rule for one in hp.space if one.name == "quadrature" for rule in one.values]
             moving = [rule for rule in rules if rule != "uniform"]

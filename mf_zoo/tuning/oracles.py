@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras_tuner
+import numpy as np
 from keras_tuner.engine import hyperparameters
 
 from mf_zoo.training import runs
@@ -66,6 +67,8 @@ class _Durable:
             if file.parent.name.removeprefix("trial_") not in known:
                 file.unlink()
         super().reload()
+        # In the order of their start, in which a Gaussian process sums, and not of their files.
+        self.trials = {trial_id: self.trials[trial_id] for trial_id in self.start_order}
         for trial in self.trials.values():
             if trial.trial_id not in self.end_order:
                 _forget(trial)
@@ -141,7 +144,16 @@ class RandomSearchOracle(_Durable, keras_tuner.oracles.RandomSearchOracle):
 
 
 class BayesianOptimizationOracle(_Durable, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Values where a Gaussian process expects the most."""
+    """Values where a Gaussian process expects the most.
+
+    The process is fitted anew to all trials for each new one; the points that keras-tuner begins
+    to look for its optimum at come from a generator that no file keeps. Here they are a function of
+    the seed and the trial.
+    """
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        self._random_state = np.random.RandomState([self.seed, int(trial_id)])
+        return super().populate_space(trial_id)
 
 
 class HyperbandOracle(_Durable, keras_tuner.oracles.HyperbandOracle):

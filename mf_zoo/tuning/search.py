@@ -16,7 +16,7 @@ import keras
 import keras_tuner
 
 from mf_zoo import data
-from mf_zoo.training import runner, runs
+from mf_zoo.training import pretrained, runner, runs
 from mf_zoo.training.recipes import Recipe, get_recipe, recipe_toml
 from mf_zoo.training.runs import RunError
 from mf_zoo.tuning import oracles
@@ -50,6 +50,8 @@ def tune(
     limit: int | None = None,
     recipe: str | Path | Recipe = "quick",
     search: Iterable[str] | Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    freeze: Sequence[str] = (),
     seed: int = 0,
     threads: int | None = None,
     resume: bool = False,
@@ -83,6 +85,9 @@ def tune(
         limit: Use only the first `limit` training images (holdout included).
         recipe: The values that are not searched: a name of `RECIPES`, a `.toml` file, a `Recipe`.
         search: What is searched, as in `MeanFieldHyperModel`.
+        weights: Registered weights that every trial starts from, such as `"cifar10"`, or a
+            `.weights.h5` file. `train` and `mf-zoo train` take the same.
+        freeze: Layers that are not trained: names, or patterns as in a shell (`"stage*"`).
         seed: Of the search, of the initial weights and of the batches of all trials.
         threads: Limit for the threads of the backend (TensorFlow, PyTorch).
         resume: Go on with the search in `output`, which must have been started with the same
@@ -130,9 +135,25 @@ def tune(
     folder = Path(output)
     with runner.usage_errors():
         base = get_recipe(recipe) if epochs is None else get_recipe(recipe, epochs=epochs)
+        start = pretrained.settings(weights, freeze)
         hypermodel = MeanFieldHyperModel(
-            models, classes=len(data.class_names(dataset)), recipe=base, search=search, seed=seed
+            models,
+            classes=len(data.class_names(dataset)),
+            recipe=base,
+            search=search,
+            weights=start["weights"],
+            freeze=start["freeze"],
+            seed=seed,
         )
+        if start["weights"] is not None or start["freeze"]:
+            for builder in hypermodel.models.values():  # What would fail in every trial fails here.
+                runner.build_network(
+                    builder,
+                    Recipe(name="any"),
+                    hypermodel.classes,
+                    start["weights"],
+                    start["freeze"],
+                )
     options = {
         "models": list(hypermodel.models),
         "dataset": dataset,
@@ -141,6 +162,7 @@ def tune(
         "holdout": holdout,
         "limit": limit,
         "seed": seed,
+        **start,
         "recipe": base.to_dict(),
         "search": format_search(hypermodel.space),
     }
@@ -239,6 +261,8 @@ def work(
             classes=len(data.class_names(config["dataset"])),
             recipe=recipe,
             search=parse_search(config["search"]),
+            weights=config["weights"],
+            freeze=config["freeze"],
             seed=config["seed"],
         )
     with _environment(worker, name):
@@ -482,12 +506,18 @@ def _finish(
         f"{config['holdout']} training images\nafter {_epochs(hypermodel, best)} epochs, trial "
         f"{best.trial_id} of {len(oracle.trials)}, seed {config['seed']}."
     )
+    start = [f"--weights {shlex.quote(config['weights'])}"] if config["weights"] else []
+    start += [f"--freeze {shlex.quote(pattern)}" for pattern in config["freeze"]]
+    if start:
+        comment += f"\nFound with, and for: mf-zoo train {model} {' '.join(start)}"
     text = recipe_toml(recipe, comment)
     runs.write_atomically(folder / BEST, lambda part: part.write_text(text, encoding="utf-8"))
     result = {
         "best_trial": best.trial_id,
         "model": model,
         "dataset": config["dataset"],
+        "weights": config["weights"],
+        "freeze": config["freeze"],
         "evaluated_on": f"last {config['holdout']} training images",
         "val_error": round(_error(best), 4),
         "epochs": _epochs(hypermodel, best),

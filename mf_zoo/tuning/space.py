@@ -34,12 +34,13 @@ SPACE: Mapping[str, list | tuple] = types.MappingProxyType(
 MEAN_FIELD = (
     "quadrature",
     "initial_times",
+    "reorder",
     "time_learning_rate_multiplier",
     "horizon",
     "mean_field_scaling",
     "noise_temperature",
 )
-STAGES = ("quadrature", "initial_times", "horizon")
+STAGES = ("quadrature", "initial_times", "reorder", "horizon")
 
 _FIXED = ("name", "description", "epochs", "warmup_epochs", "dtype_policy")
 

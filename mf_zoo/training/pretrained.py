@@ -1,0 +1,82 @@
+"""What a training starts from: pretrained weights, and layers that stay as they are."""
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from mf_zoo import weights as registry
+from mf_zoo.applications.builders import is_file
+from mf_zoo.training import runs
+from mf_zoo.training.recipes import Recipe
+
+
+def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[str, Any]:
+    """The settings of a start as a run or a search stores them.
+
+    Args:
+        weights: Registered name, or a `.weights.h5` file; `None` for random weights.
+        freeze: Names or patterns of layers.
+
+    Returns:
+        `weights` (of a file, its absolute path), `weights_sha256` (of a file, lest it changes
+        before the run goes on; else `None`) and `freeze`.
+
+    Raises:
+        ValueError: If the file is missing or no weight file.
+    """
+    digest = None
+    if weights is not None and is_file(weights):
+        digest = runs.sha256(registry.check_file(weights))
+        weights = str(Path(weights).absolute())
+    freeze = [freeze] if isinstance(freeze, str) else list(freeze)
+    return {"weights": weights, "weights_sha256": digest, "freeze": freeze}
+
+
+def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Recipe:
+    """The recipe with the stages' values of registered weights, where it is at its defaults.
+
+    Args:
+        weights: As in `settings`; a file does not say what it was trained with.
+        model: Name of the model.
+        recipe: The recipe.
+
+    Returns:
+        The `Recipe`.
+
+    Raises:
+        ValueError: If there are no weights of that name.
+    """
+    if weights is None or is_file(weights):
+        return recipe
+    record, default = registry.get(model, weights), Recipe(name="default")
+    return recipe.replace(
+        **{
+            key: getattr(record, key)
+            for key in ("quadrature", "horizon", "reorder")
+            if getattr(recipe, key) == getattr(default, key)
+        }
+    )
+
+
+def freeze_layers(network: keras.Model, patterns: Sequence[str]) -> None:
+    """Has layers not be trained.
+
+    Args:
+        network: The model.
+        patterns: Names of its layers, or patterns as in a shell (`"stage*"`).
+
+    Raises:
+        ValueError: If a pattern fits no layer.
+    """
+    for pattern in patterns:
+        found = [layer for layer in network.layers if fnmatch.fnmatch(layer.name, pattern)]
+        if not found:
+            raise ValueError(
+                "`freeze` must name layers of the model, which are "
+                f"{', '.join(layer.name for layer in network.layers)}. Received: {pattern!r}"
+            )
+        for layer in found:
+            layer.trainable = False
