@@ -50,6 +50,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(MAKE) --no-print-directory -k -j$(JOBS) $(PASSES:%=test-%)
 
+# XLA compiles for most of the JAX pass; its code need not be fast there.
+test-jax: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 test-%: SELECT := -m "not once"
 test-once: SELECT := -m once
 test-%: BACKEND = $*

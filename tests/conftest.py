@@ -39,6 +39,16 @@ for split in prepare.SHARDS:
 np.savez(out / f"{name}.npz", **arrays)
 if name == "cifar10" and importlib.util.find_spec("tensorflow_datasets"):
     prepare.write_tfds(name, out, limit)
+    # And in several files a split, in both formats, each in a folder of its own.
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(num_shards=3)
+    write = tfds.core.DatasetBuilder.download_and_prepare
+    for file_format in ("tfrecord", "array_record"):
+        tfds.core.DatasetBuilder.download_and_prepare = functools.partialmethod(
+            write, file_format=file_format, download_config=config
+        )
+        prepare.write_tfds(name, out / file_format, limit)
 """
 
 
@@ -60,7 +70,8 @@ def cifar10_dir(cifar10_raw, request, tmp_path_factory) -> pathlib.Path:
     """A data_dir with the first 500 images of each split of the real CIFAR-10.
 
     It holds `cifar10.npz` and, where tensorflow-datasets is installed, the same images prepared
-    by it (`cifar10/3.0.2`).
+    by it: in one file a split (`cifar10/3.0.2`), and in three in the folders `tfrecord` and
+    `array_record`, which are data_dirs themselves.
     """
     return _prepared("cifar10", cifar10_raw, request, tmp_path_factory)
 

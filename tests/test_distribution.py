@@ -184,7 +184,7 @@ def test_parts_are_the_whole_batch(group, count, mixup):
         for part in range(parts)
     ]
     kept = count - count % devices
-    assert {batches.images_per_epoch for batches in shared} == {kept}
+    assert {batches.count for batches in shared} == {kept}
     assert {len(batches) for batches in shared} == {-(-kept // 12)}
     for index in range(kept // 12):
         found = [batches.batch(2, index) for batches in shared]

@@ -4,6 +4,7 @@ import importlib.util
 
 import keras
 import numpy as np
+import pytest
 from conftest import ROOT
 
 from mf_zoo import applications
@@ -51,3 +52,39 @@ def test_fine_tuning(cifar100_dir, tmp_path, monkeypatch, capsys):
     for stage in stages(loaded):
         order = np.argsort(keras.ops.convert_to_numpy(stage.times)).tolist()
         assert f"{stage.name}: particles in the order of depth {order}" in out
+
+
+@pytest.mark.once
+def test_training_on_several_devices_goes_on_after_an_interruption(
+    cifar10_dir, tmp_path, monkeypatch
+):
+    guide = example("several_devices")
+
+    def train(name):
+        guide.main(
+            [
+                *("cifar10", "--data-dir", str(cifar10_dir / "array_record")),
+                *("--model", "MFResNet20", "--image-size", "16", "--classes", "10"),
+                *("--batch", "250", "--learning-rate", "0.02", "--epochs", "2"),
+                *("--output", str(tmp_path / name)),
+            ]
+        )
+        return keras.saving.load_model(tmp_path / name)
+
+    whole = train("whole.keras")
+    assert int(whole.optimizer.iterations) == 2 * 2
+    saved = guide.Save.on_epoch_end
+
+    def save_and_stop(self, epoch, logs=None):
+        saved(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(guide.Save, "on_epoch_end", save_and_stop)
+        train("stopped.keras")
+    stopped = keras.saving.load_model(tmp_path / "stopped.keras")
+    assert int(stopped.optimizer.iterations) == 2
+    for ours, theirs in zip(train("stopped.keras").get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(SystemExit, match="error: cifar100 must have been prepared"):
+        guide.main(["cifar100", "--data-dir", str(tmp_path), "--output", str(tmp_path / "x")])

@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONAL = ("tensorflow", "tensorflow_datasets", "keras_tuner")
+OPTIONAL = ("tensorflow", "tensorflow_datasets", "grain", "keras_tuner")
 NOT_COPIED = shutil.ignore_patterns(
     ".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "tests", "demo.png"
 )

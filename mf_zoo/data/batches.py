@@ -6,23 +6,17 @@ import keras
 import numpy as np
 
 from mf_zoo.data.augmentation import Augmentation
+from mf_zoo.data.epochs import EpochDataset, batch_spec, look_ahead
 
-_PERMUTATION, _AUGMENTATION = 0, 1  # the streams of random numbers of an epoch
+_PERMUTATION = 0  # a stream of random numbers of an epoch
 
 
-class Batches(keras.utils.PyDataset):
+class Batches(EpochDataset):
     """A dataset of shuffled and augmented batches, made with NumPy as they are asked for.
 
-    Every draw is a function of `(seed, epoch, batch index)` alone. So a training that is
-    interrupted and goes on at epoch `k` with `initial_epoch=k` sees the very batches it would
-    have seen, and so does every backend.
-
-    Within an epoch of `model.fit` the batches are handed out in order, whichever is asked for:
-    `fit(shuffle=True)`, its default, would otherwise ask in an order drawn from Python's own
-    generator, and no seed would repeat a run. `fit` also moves the epoch on. (Keras calls
-    `on_epoch_end` once more before the first epoch, and may try one batch to build a model;
-    neither counts, unless the dataset has only that batch.) There are no workers of Keras that
-    could run ahead into the next epoch. To look at a batch in the meantime, call `batch`.
+    Every draw is a function of `(seed, epoch, batch index)` alone, so that every backend sees the
+    same batches, and a training that goes on at epoch `k` with `initial_epoch=k` too: see
+    `EpochDataset`.
 
     Args: those of `mf_zoo.data.batches`, but `backend`.
 
@@ -44,94 +38,45 @@ class Batches(keras.utils.PyDataset):
         labels: np.ndarray,
         batch_size: int = 128,
         *,
-        shuffle: bool = False,
-        augment: Augmentation | None = None,
-        seed: int = 0,
-        drop_remainder: bool = False,
         num_classes: int | None = None,
-        initial_epoch: int = 0,
         divisible_by: int = 1,
         part: tuple[int, int] = (0, 1),
+        **settings: Any,
     ):
-        super().__init__(workers=1, use_multiprocessing=False)
         images, labels = np.asarray(images), np.asarray(labels)
         if images.ndim != 4 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
                 "`images` must be (N, height, width, channels) and `labels` integers (N,). "
                 f"Received: images {images.shape}, labels {labels.dtype} {labels.shape}"
             )
-        for label, value, low in (
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("initial_epoch", initial_epoch, 0),
-            ("divisible_by", divisible_by, 1),
-        ):
-            if not isinstance(value, (int, np.integer)) or value < low:
-                raise ValueError(f"`{label}` must be an integer >= {low}. Received: {value!r}")
-        if augment is not None and not isinstance(augment, Augmentation):
-            raise ValueError(
-                f"`augment` must be an mf_zoo.data.Augmentation or None. Received: {augment!r}"
-            )
-        self.mixes = augment is not None and augment.mixup > 0
-        if self.mixes and (num_classes is None or num_classes <= labels.max(initial=0)):
-            raise ValueError(
-                "`num_classes` must be given with mixup, whose labels are one-hot, and be above "
-                f"every label. Received: num_classes={num_classes!r}"
-            )
+        count = len(images) - len(images) % max(divisible_by, 1)
+        super().__init__(count, batch_size, num_classes=num_classes, **settings)
         which, parts = part
-        if not 0 <= which < parts or divisible_by % parts or batch_size % divisible_by:
+        fits = divisible_by >= 1 and divisible_by % parts == 0 == batch_size % divisible_by
+        if not (fits and 0 <= which < parts):
             raise ValueError(
                 "`part` must be (i, n) with 0 <= i < n, where n divides `divisible_by` and that "
                 f"divides `batch_size`. Received: part={part}, divisible_by={divisible_by}, "
                 f"batch_size={batch_size}"
             )
-        self.images, self.labels = images, labels.astype("int64")
-        self.batch_size = int(batch_size)
-        self.shuffle = bool(shuffle)
-        self.augment = augment
-        self.seed = int(seed)
-        self.drop_remainder = bool(drop_remainder)
-        self.num_classes = num_classes
         self.part = part
-        # The number of images that an epoch hands out.
-        self.images_per_epoch = len(images) - len(images) % (
-            batch_size if drop_remainder else divisible_by
-        )
-        self.epoch = int(initial_epoch)
-        self._order: tuple[int, np.ndarray] | None = None  # (epoch, its permutation)
-        self._handed_out: int | None = None  # batches of the epoch `fit` is in
-        if not len(self):
+        if self.mixes and (num_classes is None or num_classes <= labels.max(initial=0)):
             raise ValueError(
-                f"There must be at least one batch. Received: {len(images)} images, "
-                f"batch_size={batch_size}, drop_remainder={drop_remainder}, "
-                f"divisible_by={divisible_by}"
+                "`num_classes` must be given with mixup, whose labels are one-hot, and be above "
+                f"every label. Received: num_classes={num_classes!r}"
             )
-
-    def __len__(self) -> int:
-        return -(-self.images_per_epoch // self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"There are {len(self)} batches. Received: index={index}")
-        if self._handed_out is not None:
-            index = self._handed_out % len(self)
-            self._handed_out += 1
-        return self.batch(self.epoch, index)
+        self.images, self.labels = images, labels.astype("int64")
+        self._order: tuple[int, np.ndarray] | None = None  # (epoch, its permutation)
 
     def batch(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch `index` of epoch `epoch`: `(images, labels)`, whatever was asked for before."""
         draw = self.draw(epoch, index)
-        if not self.mixes:  # Else partners may be in other parts.
-            draw = {key: values[self._window(len(values))] for key, values in draw.items()}
-        images, labels = self.images[draw["index"]], self.labels[draw["index"]]
-        if self.augment is not None:
-            images = self.augment.transform_images(images, draw)
-            if self.mixes:
-                one_hot = np.eye(self.num_classes, dtype="float32")[labels]
-                images, labels = self.augment.mix(images, one_hot, draw)
-                window = self._window(len(images))
-                images, labels = images[window], labels[window]
-        return images, labels
+        window = self._window(len(draw["index"]))
+        if self.mixes:  # Images of other parts may be partners of ours.
+            batch = self.augmented(self.images[draw["index"]], self.labels[draw["index"]], draw)
+            return batch[0][window], batch[1][window]
+        draw = {key: values[window] for key, values in draw.items()}
+        return self.augmented(self.images[draw["index"]], self.labels[draw["index"]], draw)
 
     def _window(self, count: int) -> slice:
         """Where our part is in a batch of `count` images."""
@@ -149,33 +94,21 @@ class Batches(keras.utils.PyDataset):
             `index`, the numbers of the images `(batch,)`, and what `Augmentation.draw` returns.
         """
         start = index * self.batch_size
-        stop = min(start + self.batch_size, self.images_per_epoch)
+        stop = min(start + self.batch_size, self.count)
         chosen = np.arange(start, stop)
         if self.shuffle:
             chosen = self._permutation(epoch)[start:stop]
-        draw = {"index": chosen}
-        if self.augment is not None:
-            rng = self._generator(epoch, _AUGMENTATION, index)
-            draw |= self.augment.draw(rng, len(chosen), self.images.shape[1:])
-        return draw
-
-    def _generator(self, *stream: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *stream])))
+        return {
+            "index": chosen,
+            **self.draw_augmentation(epoch, index, len(chosen), self.images.shape[1:]),
+        }
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
-            order = self._generator(epoch, _PERMUTATION).permutation(len(self.images))
+            order = self.generator(epoch, _PERMUTATION).permutation(len(self.images))
             self._order = (epoch, order)
             return order
         return self._order[1]
-
-    def on_epoch_begin(self) -> None:
-        self._handed_out = 0
-
-    def on_epoch_end(self) -> None:
-        if (self._handed_out or 0) >= min(2, len(self)):
-            self.epoch += 1
-        self._handed_out = None
 
 
 def batches(
@@ -266,24 +199,6 @@ def _tf_dataset(source: Batches) -> Any:
                 source.epoch = epoch + 1
             yield batch
 
-    count = source.batch_size // source.part[1]
-    if source.images_per_epoch % source.batch_size:
-        count = None
-    shape = source.images.shape[1:]
-    if source.mixes:
-        dtypes, label_shape = ("float32", "float32"), (count, source.num_classes)
-    else:
-        dtypes, label_shape = (source.images.dtype, "int64"), (count,)
-    signature = (
-        tf.TensorSpec((count, *shape), dtypes[0]),
-        tf.TensorSpec(label_shape, dtypes[1]),
-    )
+    signature = batch_spec(source, source.images.shape[1:], source.images.dtype, source.part[1])
     dataset = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(source)))
-    # Two batches ahead at most, and none if that could be the whole epoch: a look at the first
-    # batch must not end the epoch behind its back.
-    if len(source) > 4:
-        return dataset.prefetch(2)
-    options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False
-    return dataset.with_options(options)
+    return look_ahead(dataset, len(source))

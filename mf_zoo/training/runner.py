@@ -83,7 +83,8 @@ def train(
             `mf_zoo.training.distribution`. Whatever their number, the run is, up to rounding, that
             of one device with the whole batch: gradients are averaged and BatchNormalization's
             statistics are those of the whole batch, of which at most `devices - 1` images are left
-            out at the end of an epoch. All processes must see `output`; the main one writes it.
+            out at the end of an epoch. (What a dropout drops depends on the number; the zoo's
+            networks have none.) All processes must see `output`; the main one writes it.
         weights: Registered weights to start from, such as `"cifar10"`, or a `.weights.h5` file.
             Where the recipe leaves quadrature and horizon at their defaults they are those of
             registered weights; for another number of classes the head starts afresh.
@@ -241,7 +242,7 @@ def _train(
         callbacks = [
             SetEpoch(batches, seed),
             DepthOrder(folder / runs.TIMES if group.is_main else None),
-            History(folder / runs.HISTORY if group.is_main else None, batches.images_per_epoch),
+            History(folder / runs.HISTORY if group.is_main else None, batches.count),
         ]
         if group.metrics_are_local:
             share = float(mine[2].sum()) / len(test_images) if len(mine) == 3 else 1.0
