@@ -44,9 +44,8 @@ def test_every_command_of_the_readme_is_a_command(capsys):
 
 
 @pytest.mark.once
-def test_the_plan_for_imagenet_is_true(tmp_path, monkeypatch, capsys):
+def test_the_plan_for_imagenet_is_true(monkeypatch, capsys):
     from mf_zoo import cli
-    from mf_zoo.training import get_recipe
 
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import scaling
@@ -60,14 +59,16 @@ def test_the_plan_for_imagenet_is_true(tmp_path, monkeypatch, capsys):
     assert scaling.main(estimate[3:]) == 0
     assert "| 64 | 8,192 |" in capsys.readouterr().out
 
-    path = tmp_path / "imagenet.toml"
-    path.write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
-    recipe = get_recipe(path)
     # The linear rule of Goyal et al.: 0.1 for 256 images.
-    assert recipe.learning_rate == pytest.approx(0.1 * recipe.batch_size / 256)
-    assert (recipe.schedule, recipe.warmup_epochs, recipe.epochs) == ("cosine", 5.0, 90)
-    batch, rate = re.search(r"`batch_size = (\d+)` and `learning_rate = ([\d.]+)`", text).groups()
-    assert float(rate) == pytest.approx(0.1 * int(batch) / 256)
+    pairs = re.findall(r"--batch (\d+) --learning-rate\s+([\d.]*\d)", text)
+    assert {int(batch) for batch, _ in pairs} == {1024, 8192}
+    for batch, rate in pairs:
+        assert float(rate) == pytest.approx(0.1 * int(batch) / 256)
+    guide = [
+        words for words in commands if "examples/several_devices.py" in words and len(words) > 6
+    ]
+    parsed = dict(zip(guide[0][3::2], guide[0][4::2], strict=True))
+    assert (parsed["--epochs"], parsed["--image-size"]) == ("90", "224")
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "imagenet.md", "exec")
 
