@@ -618,7 +618,7 @@ def test_the_draws_of_an_epoch_are_those_of_its_batches():
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs of epochs are JAX's")
 def test_a_run_on_the_device_is_the_same_run(request, cifar10_dir, tmp_path):
     if os.environ.get("XLA_FLAGS"):
-        # Compiled without optimisation, as `make test` does, a loop rounds otherwise than its steps.
+        # Compiled without optimisation, as by `make test`, a loop rounds otherwise than its steps.
         plain = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
         command = [sys.executable, "-m", "pytest", "-q", f"{__file__}::{request.node.name}"]
         process = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=300)
