@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
+from passes import arrays_of, assert_equal_batches, pass_of
 
 from mf_zoo import data
 from mf_zoo.data.cifar import _parse_split, _resolve_slice
@@ -502,26 +503,6 @@ def test_mixup_draws_partners_once_each_and_a_beta_weight():
 
 
 # --- batches ---------------------------------------------------------------------------------
-
-
-def arrays_of(dataset):
-    """One pass over a dataset of either kind, as NumPy arrays."""
-    return [(np.asarray(x), np.asarray(y)) for x, y in dataset]
-
-
-def pass_of(source):
-    """One pass over a `Batches` as `fit` makes it."""
-    source.on_epoch_begin()
-    result = arrays_of(source)
-    source.on_epoch_end()
-    return result
-
-
-def assert_equal_batches(some, others):
-    for (x, y), (other_x, other_y) in zip(some, others, strict=True):
-        assert (x.dtype, y.dtype) == (other_x.dtype, other_y.dtype)
-        np.testing.assert_array_equal(x, other_x)
-        np.testing.assert_array_equal(y, other_y)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_group_trains_as_one_device_does(alone, together):
 def test_a_group_that_was_killed_goes_on(together, cifar10_dir, cache, tmp_path):
     (processes, devices), folder = together
     if BACKEND == "jax" and processes > 1:
-        pytest.skip("JAX waits for more than a minute before it gives up a process")
+        pytest.skip("JAX waits long before it gives a process up")
     again = tmp_path / "again"
     arguments = [*SETTINGS, "--data-dir", str(cifar10_dir)]
     _run(again, cache, processes, devices, *arguments, kill=(processes - 1, "1.1"))

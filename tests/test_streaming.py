@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from passes import arrays_of, assert_equal_batches, pass_of
 from PIL import Image, ImageOps
 
 from mf_zoo import data
@@ -42,20 +43,7 @@ def open_stream(cifar10_dir):
 
 def epoch_of(source):
     """One pass, as `fit` makes it, as NumPy arrays."""
-    fitted = isinstance(source, data.EpochDataset)
-    if fitted:
-        source.on_epoch_begin()
-    result = [(np.asarray(x), np.asarray(y)) for x, y in source]
-    if fitted:
-        source.on_epoch_end()
-    return result
-
-
-def assert_equal_batches(some, others):
-    for (x, y), (other_x, other_y) in zip(some, others, strict=True):
-        assert (x.dtype, y.dtype) == (other_x.dtype, other_y.dtype)
-        np.testing.assert_array_equal(x, other_x)
-        np.testing.assert_array_equal(y, other_y)
+    return (pass_of if isinstance(source, data.EpochDataset) else arrays_of)(source)
 
 
 def numbers_of(batches, real):

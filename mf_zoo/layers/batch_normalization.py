@@ -1,5 +1,7 @@
 """Keras's BatchNormalization with TensorFlow's fused kernel in training."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -82,19 +84,28 @@ def _moments_of_processes(inputs: Any, axes: Any) -> tuple[Any, Any]:
     """Mean and variance over the parts of a batch that PyTorch's processes hold."""
     # A branch because Keras has no synchronised moments on PyTorch, and PyTorch's own
     # SyncBatchNorm does not run on the CPU.
-    import torch
     from torch import distributed
 
     if not distributed.is_initialized():
         return ops.moments(inputs, axes=axes)
+    total, processes = _sum_over_processes(), distributed.get_world_size()
+    mean = total(ops.mean(inputs, axis=axes, keepdims=True)) / processes
+    variance = total(ops.mean(ops.square(inputs - mean), axis=axes)) / processes
+    return ops.squeeze(mean, axis=axes), variance
+
+
+@functools.cache
+def _sum_over_processes() -> Callable[[Any], Any]:
+    """A function that sums a tensor over PyTorch's processes and passes gradients on."""
+    import torch
 
     def total(tensor: Any) -> Any:
         tensor = tensor.contiguous().clone()
-        distributed.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor)
         return tensor
 
     class Sum(torch.autograd.Function):
-        """The sum over the processes; each one's loss depends on all addends."""
+        """Each process's loss depends on all addends, so gradients are summed as well."""
 
         @staticmethod
         def forward(context: Any, addend: Any) -> Any:
@@ -104,7 +115,4 @@ def _moments_of_processes(inputs: Any, axes: Any) -> tuple[Any, Any]:
         def backward(context: Any, gradient: Any) -> Any:
             return total(gradient)
 
-    processes = distributed.get_world_size()
-    mean = Sum.apply(ops.mean(inputs, axis=axes, keepdims=True)) / processes
-    variance = Sum.apply(ops.mean(ops.square(inputs - mean), axis=axes)) / processes
-    return ops.squeeze(mean, axis=axes), variance
+    return Sum.apply

@@ -13,6 +13,8 @@ from mf_zoo.layers.residual_function import ResidualFunction
 from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.runner import (
     check_counts,
+    check_holdout,
+    check_on_device,
     dtype_policy,
     name_of,
     stage_values,
@@ -89,10 +91,7 @@ def dry_run(
         holdout=holdout,
         limit=limit,
     )
-    if on_device and keras.config.backend() != "jax":
-        raise RunError(
-            f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
-        )
+    check_on_device(on_device)
     with usage_errors():
         recipe = get_recipe(recipe)
         builder = applications.get(model)
@@ -100,10 +99,7 @@ def dry_run(
     classes = classes or known
     images = images or TRAIN_IMAGES
     images = min(images, limit or images)
-    if holdout >= images:
-        raise RunError(
-            f"`holdout` must be less than the {images} training images. Received: {holdout}"
-        )
+    check_holdout(holdout, images)
     images -= holdout
     if devices > images:
         raise RunError(

@@ -112,10 +112,7 @@ def train(
         model = name_of(builder, model)
         start = pretrained.settings(weights, freeze)
         recipe = pretrained.with_stages_of(weights, model, recipe)
-    if on_device and keras.config.backend() != "jax":
-        raise RunError(
-            f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
-        )
+    check_on_device(on_device)
     if on_device and distribute:
         raise RunError(
             "`on_device` keeps all images on one device and excludes `distribute`. "
@@ -398,6 +395,22 @@ def check_counts(**counts: int | None) -> None:
             raise RunError(f"`{name}` must be a whole number from {least}. Received: {value!r}")
 
 
+def check_on_device(on_device: bool) -> None:
+    """Refuses `on_device` on a backend that cannot do it."""
+    if on_device and keras.config.backend() != "jax":
+        raise RunError(
+            f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
+        )
+
+
+def check_holdout(holdout: int, images: int) -> None:
+    """Refuses to hold out all training images."""
+    if holdout >= images:
+        raise RunError(
+            f"`holdout` must be less than the {images} training images. Received: {holdout}"
+        )
+
+
 def open_folder(
     folder: Path,
     options: dict[str, Any],
@@ -472,10 +485,7 @@ def load_data(dataset: str, data_dir, holdout: int, limit: int | None):
         if not holdout:
             test_images, test_labels = data.load(dataset, "test", data_dir=data_dir)
             return (images, labels), (test_images[:limit], test_labels[:limit]), "test"
-    if holdout >= len(images):
-        raise RunError(
-            f"`holdout` must be less than the {len(images)} training images. Received: {holdout}"
-        )
+    check_holdout(holdout, len(images))
     return (
         (images[:-holdout], labels[:-holdout]),
         (images[-holdout:], labels[-holdout:]),
