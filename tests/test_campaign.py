@@ -284,7 +284,8 @@ with runs.locked(folder):
             signal.signal(signal.SIGTERM, lambda *_: (say(f"asked {name}"), sys.exit(143)))
             wait_for(lambda: False)
     result = dict(test_error=10 * seed + 1 / recipe.epochs, test_loss=2, train_error=50,
-        train_loss=1 / recipe.epochs, parameters=7, sha256="abc", date="then")
+        train_loss=1 / recipe.epochs, parameters=7, sha256="abc", date="then",
+        test_top5_error=3.5, test_coarse_error=None)
     runs.write_json(folder / runs.RESULT, result)
     say(f"end {name}")
 """
@@ -339,6 +340,7 @@ def test_a_campaign_runs_in_order_and_gathers_its_results(fake, tmp_path, capsys
     ]
     row = rows[2]
     assert float(row["test_error"]) == pytest.approx(20 + 1 / 3)  # the last epoch's
+    assert (row["test_top5_error"], row["test_coarse_error"]) == ("3.5", "")
     assert (row["epochs"], row["epochs_done"], row["order_swaps"]) == ("3", "3", "6")
     # 3 epochs of 50 images in 2 seconds each.
     assert (row["seconds"], row["images_per_second"]) == ("6.0", "25.0")

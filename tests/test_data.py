@@ -248,6 +248,18 @@ def test_class_names(cifar10_raw):
         assert data.class_names(name) == official
 
 
+def test_superclasses_are_those_of_the_official_labels(cifar10_raw):
+    with np.load(cifar10_raw / "cifar100" / "labels.npz") as arrays:
+        official = [label.decode() for label in arrays["coarse_label_names"]]
+        for split in ("train", "test"):
+            fine, coarse = arrays[f"{split}_label"], arrays[f"{split}_coarse_label"]
+            found = np.array(data.superclasses("cifar100"))[fine]
+            np.testing.assert_array_equal(found, np.array(official)[coarse])
+    assert data.superclasses("cifar10") is None
+    with pytest.raises(ValueError, match=r"Received: name='mnist'"):
+        data.superclasses("mnist")
+
+
 WITHOUT_TENSORFLOW = """
 import sys
 

@@ -98,6 +98,7 @@ def _line(model, seed, error, **changes):
         "epochs": 3,
         "epochs_done": 3,
         "test_error": error,
+        "test_top5_error": 0.25 * (1 + seed),
         "order_swaps": 2 * seed if model.startswith("MF") else 0,
         "train_images": 50000,
         "device": "chip",
@@ -142,10 +143,19 @@ def test_tables_by_hand(tmp_path):
     rows = _tables(text)
     setting = "cosine, 3 epochs"
     # 7.0, 7.4, 7.2: mean 7.2, squares 0.04 + 0.04 + 0, half of it 0.04, root 0.2. Swaps 0, 2, 4.
-    assert rows["`MFResNet20`", setting] == ["3", "7.20", "0.20", "2.0", "8.75", "7.40", "5.97"]
+    assert rows["`MFResNet20`", setting] == [
+        *("3", "7.20", "0.20", "0.50"),
+        *("2.0", "8.75", "7.40", "5.97"),
+    ]
     # 7.5, 7.5, 7.8, 9.0: mean 7.95; 0.2025 + 0.2025 + 0.0225 + 1.1025 = 1.53; a third's root.
-    assert rows["`ResNet20`", setting] == ["4", "7.95", "0.71", "", "8.75", "7.40", "5.97"]
-    assert rows["`ResNet56`", setting] == ["1", "5.25", "", "", "6.97", "5.63", "4.52"]
+    assert rows["`ResNet20`", setting] == [
+        *("4", "7.95", "0.71", "0.62"),
+        *("", "8.75", "7.40", "5.97"),
+    ]
+    assert rows["`ResNet56`", setting] == [
+        *("1", "5.25", "", "0.25"),
+        *("", "6.97", "5.63", "4.52"),
+    ]
     # -0.5, -0.1, -0.6: mean -0.4; squares 0.01 + 0.09 + 0.04 = 0.14, half's root 0.26458;
     # 4.303 * 0.26458 / sqrt(3) = 0.6573.
     assert rows["`MFResNet20` - `ResNet20`", setting] == [
@@ -185,8 +195,24 @@ def test_a_sweep_is_compared_with_the_plain_network_of_the_same_recipe(tmp_path)
     assert not any("MFResNet56" in key[0] and "-" in key[0] for key in rows)
     assert "45,000 training images: error on the last 5000 training images" in text
     # Published test errors stand beside test errors only.
-    assert len(rows["`MFResNet56`", "cosine, 3 epochs"]) == 4
-    assert len(rows["`ResNet20`", "cosine, 3 epochs"]) == 7
+    assert len(rows["`MFResNet56`", "cosine, 3 epochs"]) == 5
+    assert len(rows["`ResNet20`", "cosine, 3 epochs"]) == 8
+
+
+def test_cifar100_has_the_error_of_superclasses(tmp_path):
+    hundred = {"dataset": "cifar100", "test_coarse_error": 20}
+    lines = [
+        _line("ResNet20", 0, 30.0, **hundred),
+        _line("ResNet20", 1, 31.0, **{**hundred, "test_coarse_error": 22}),
+        _line("ResNet32", 0, 29.0, **{**hundred, "test_coarse_error": "", "test_top5_error": ""}),
+    ]
+    text = markdown(_results(tmp_path, lines))
+    rows = _tables(text)
+    header = rows["model", "setting"]
+    assert header[3:6] == ["top-5", "coarse", "swaps"]
+    assert rows["`ResNet20`", "cosine, 3 epochs"][3:5] == ["0.38", "21.00"]
+    assert rows["`ResNet32`", "cosine, 3 epochs"][3:5] == ["", ""]  # an earlier version's
+    assert "coarse" not in markdown(_results(tmp_path, LINES[:1])).split("## cifar10")[1]
 
 
 @given(

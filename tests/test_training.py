@@ -233,13 +233,15 @@ def test_evaluation_by_hand():
     rng = np.random.default_rng(0)
     logits = rng.normal(scale=3, size=(203, 7)).astype("float32")
     labels = rng.integers(0, 7, 203)
-    top1 = top5 = nll = smoothed = 0
+    superclasses = ["a", "b", "a", "c", "b", "c", "a"]
+    top1 = top5 = coarse = nll = smoothed = 0
     bins = [[] for _ in range(15)]
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         logs = _log_softmax(row)
         better = sum(other > logs[label] for other in logs)
         top1 += better == 0
         top5 += better < 5
+        coarse += superclasses[logs.index(max(logs))] != superclasses[label]
         nll -= logs[label]
         smoothed -= 0.8 * logs[label] + 0.2 * sum(logs) / 7
         confidence = math.exp(max(logs))
@@ -257,15 +259,20 @@ def test_evaluation_by_hand():
             batch_size=50,
             from_logits=not softmax,
             label_smoothing=0.2,
+            superclasses=superclasses,
         )
         assert scores.images == 203
         assert scores.top1 == pytest.approx(100 * top1 / 203)
         assert scores.error == pytest.approx(100 - 100 * top1 / 203)
         assert scores.top5 == pytest.approx(100 * top5 / 203)
+        assert scores.top5_error == pytest.approx(100 - 100 * top5 / 203)
+        assert scores.coarse_error == pytest.approx(100 * coarse / 203)
         assert scores.nll == pytest.approx(nll / 203, rel=1e-5)
         assert scores.loss == pytest.approx(smoothed / 203, rel=1e-5)
         assert scores.ece == pytest.approx(100 * ece / 203, rel=1e-4)
-    assert 0 < top1 < top5 < 203
+    assert 0 < top1 < top5 < 203 and 0 < coarse < 203 - top1
+    with pytest.raises(ValueError, match=r"each of the 7 classes. Received: 6 entries"):
+        evaluate(_identity(7), logits, labels, superclasses=superclasses[1:])
 
 
 def test_evaluation_of_extreme_logits_is_finite_and_exact():

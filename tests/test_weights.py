@@ -116,6 +116,8 @@ def test_record_survives_json():
         ("test_error", -0.1),
         ("test_error", 100.1),
         ("test_error", float("nan")),
+        ("test_top5_error", 101),
+        ("test_coarse_error", "1"),
         ("epochs", 0),
         ("recipe", " "),
         ("seed", -1),
@@ -542,20 +544,28 @@ def test_shipped_weights_are_whole_and_come_with_their_history():
 
 
 @pytest.mark.once
-def test_a_trained_run_publishes_and_loads(tmp_path, cifar10_dir):
+def test_a_trained_run_publishes_and_loads(tmp_path, cifar100_dir):
     from mf_zoo import applications, data, training
 
     recipe = training.get_recipe("quick", epochs=1, batch_size=32, horizon=2.0)
     run = tmp_path / "run"
-    result = training.train(
-        "MFResNet20", output=run, data_dir=cifar10_dir, recipe=recipe, limit=64, verbose=0
-    )
+    settings = {"data_dir": cifar100_dir, "recipe": recipe, "limit": 64, "verbose": 0}
+    result = training.train("MFResNet20", "cifar100", output=run, **settings)
     registry = tmp_path / "registry"
     record = weights.publish(run, directory=registry, partial=True)
     assert record.test_error == result["test_error"]
-    model = applications.MFResNet20(horizon=record.horizon, quadrature=record.quadrature)
+    model = applications.MFResNet20(
+        horizon=record.horizon, quadrature=record.quadrature, classes=100
+    )
     weights.load(model, weights.path(record, directory=registry))
     assert model.count_params() == record.parameters
-    images, labels = data.load("cifar10", "test", data_dir=cifar10_dir)
-    predicted = model.predict(images[:64], verbose=0).argmax(-1)
-    assert 100 * np.mean(predicted != labels[:64]) == pytest.approx(record.test_error)
+    images, labels = data.load("cifar100", "test[:64]", data_dir=cifar100_dir)
+    scores = model.predict(images, verbose=0)
+    predicted = scores.argmax(-1)
+    assert 100 * np.mean(predicted != labels) == pytest.approx(record.test_error)
+    five = np.argsort(-scores, axis=1)[:, :5]
+    missed = ~(five == labels[:, None]).any(axis=1)
+    assert 100 * np.mean(missed) == pytest.approx(record.test_top5_error)
+    groups = np.array(data.superclasses("cifar100"))
+    wrong = np.mean(groups[predicted] != groups[labels])
+    assert 100 * wrong == pytest.approx(record.test_coarse_error)

@@ -5,16 +5,22 @@ from mf_zoo import weights
 
 def table() -> str:
     """The registered weights as a Markdown table, ordered by file name."""
-    lines = [
-        "| model | `weights=` | parameters | test error % | epochs | recipe | seed | trained on |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["model", "`weights=`", "parameters", "test error %", "top-5", "coarse", "epochs"]
+    columns += ["recipe", "seed", "trained on"]
+    rows = [columns, ["---"] * len(columns)]
     for record in weights.records():
-        lines.append(
-            f"| `{record.model}` | `{record.name!r}` | {record.parameters:,} "
-            f"| {record.test_error:.2f} | {record.epochs} | {record.recipe} | {record.seed} "
-            f"| {record.device}, {record.train_seconds / 60:.0f} min |"
+        errors = (record.test_error, record.test_top5_error, record.test_coarse_error)
+        rows.append(
+            [
+                f"`{record.model}`",
+                f"`{record.name!r}`",
+                f"{record.parameters:,}",
+                *("" if error is None else f"{error:.2f}" for error in errors),
+                *(str(value) for value in (record.epochs, record.recipe, record.seed)),
+                f"{record.device}, {record.train_seconds / 60:.0f} min",
+            ]
         )
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
 
 

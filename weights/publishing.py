@@ -130,7 +130,7 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         initial_weights=start,
         freeze=config.get("freeze", ()),
         **{
-            field: result[field]
+            field: result.get(field)
             for field in (
                 "model",
                 "dataset",
@@ -138,6 +138,8 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
                 "size",
                 "parameters",
                 "test_error",
+                "test_top5_error",
+                "test_coarse_error",
                 "epochs",
                 "recipe",
                 "seed",

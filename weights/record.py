@@ -15,6 +15,12 @@ _PATTERNS = {
     "sha256": (r"[0-9a-f]{64}", "64 lower-case hexadecimal digits"),
 }
 _TEXTS = ("recipe", "quadrature", "device", "command", "backend")
+_NUMBERS = {
+    "test_error": 100.0,
+    "test_top5_error": 100.0,
+    "test_coarse_error": 100.0,
+    "train_seconds": math.inf,
+}
 _LEAST = {"size": 1, "parameters": 1, "classes": 1, "epochs": 1, "seed": 0}
 
 
@@ -47,6 +53,9 @@ class WeightRecord:
         backend: Keras backend of the training.
         versions: Version of each package that took part, by package name.
         train_seconds: Wall time of the training in seconds.
+        test_top5_error: Top-5 error in % on the test split. Records may leave it out.
+        test_coarse_error: Images in % whose predicted class is of another superclass than the
+            right one, see `mf_zoo.data.superclasses`. Records may leave it out.
         reorder: Whether the stages apply blocks in the order of their times. Records may leave it
             out.
         initial_weights: What the training started from: the name of registered weights, or name
@@ -83,6 +92,8 @@ class WeightRecord:
     backend: str
     versions: Mapping[str, str] = dataclasses.field(hash=False)
     train_seconds: float
+    test_top5_error: float | None = None
+    test_coarse_error: float | None = None
     reorder: bool = True
     initial_weights: str | None = None
     freeze: Sequence[str] = ()
@@ -100,8 +111,10 @@ class WeightRecord:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise _wrong(field, f"an integer, at least {least}", value)
-        for field, most in (("test_error", 100.0), ("train_seconds", math.inf)):
+        for field, most in _NUMBERS.items():
             value = getattr(self, field)
+            if value is None and field in _OPTIONAL:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise _wrong(field, "a number", value)
             if not (0.0 <= value <= most and math.isfinite(value)):
@@ -178,7 +191,7 @@ class WeightRecord:
                 f"A weight record must be one JSON object. Received: {type(values).__name__}"
             )
         fields = {field.name for field in dataclasses.fields(cls)}
-        needed = fields - {"reorder", "initial_weights", "freeze"}
+        needed = fields - _OPTIONAL
         if missing := sorted(needed - values.keys()):
             raise ValueError(
                 f"A weight record needs the fields {sorted(needed)}. "
@@ -214,6 +227,14 @@ class WeightRecord:
                 f"'{record.stem}.json'. Received: {path}"
             )
         return record
+
+
+# Fields that records may leave out: those with a default.
+_OPTIONAL = {
+    field.name
+    for field in dataclasses.fields(WeightRecord)
+    if field.default is not dataclasses.MISSING
+}
 
 
 def _wrong(field: str, expected: str, value: object) -> ValueError:

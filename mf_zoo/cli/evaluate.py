@@ -71,6 +71,7 @@ def _evaluate(options: argparse.Namespace):
         options.batch_size,
         from_logits=True,
         label_smoothing=options.label_smoothing,
+        superclasses=data.superclasses(dataset),
     )
     if options.predictions is not None:
         with input_errors():
@@ -83,7 +84,9 @@ def _evaluate(options: argparse.Namespace):
     print(f"{options.model}, weights {options.weights}, {dataset} {options.split}")
     print(f"images  {scores.images}")
     print(f"top-1   {scores.top1:.2f} % (error {scores.error:.2f} %)")
-    print(f"top-5   {scores.top5:.2f} %")
+    print(f"top-5   {scores.top5:.2f} % (error {scores.top5_error:.2f} %)")
+    if scores.coarse_error is not None:
+        print(f"coarse  {100 - scores.coarse_error:.2f} % (error {scores.coarse_error:.2f} %)")
     print(f"loss    {scores.loss:.4f}")
     print(f"NLL     {scores.nll:.4f}")
     print(f"ECE     {scores.ece:.2f} %")

@@ -2,7 +2,13 @@
 
 from mf_zoo.data.augmentation import Augmentation
 from mf_zoo.data.batches import Batches, batches
-from mf_zoo.data.cifar import DatasetCorruptError, DatasetUnavailableError, class_names, load
+from mf_zoo.data.cifar import (
+    DatasetCorruptError,
+    DatasetUnavailableError,
+    class_names,
+    load,
+    superclasses,
+)
 from mf_zoo.data.epochs import EpochDataset
 from mf_zoo.data.files import ImageFileError, image_files, read_image
 from mf_zoo.data.sample import sample
@@ -22,4 +28,5 @@ __all__ = [
     "read_image",
     "sample",
     "stream",
+    "superclasses",
 ]

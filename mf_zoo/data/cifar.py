@@ -23,6 +23,29 @@ _CIFAR100 = (
     "tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
 )
 _CLASS_NAMES = {"cifar10": tuple(_CIFAR10.split()), "cifar100": tuple(_CIFAR100.split())}
+# Krizhevsky 2009, section 3.1; names and numbers are those of the official files.
+_CIFAR100_SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
 _SOURCE = "https://www.cs.toronto.edu/~kriz/"  # from where tensorflow-datasets downloads both
 _SPLITS = ("train", "test")
 _IMAGE_SHAPE = (32, 32, 3)
@@ -55,6 +78,33 @@ def class_names(name: str) -> list[str]:
     ['airplane', 'automobile', 'bird']
     """
     return list(_CLASS_NAMES[_check_name(name)])
+
+
+def superclasses(name: str) -> list[str] | None:
+    """The superclass of each class of a dataset, in the order of its labels.
+
+    CIFAR-100's classes come in 20 superclasses of five, the "coarse labels".
+
+    Args:
+        name: `"cifar10"` or `"cifar100"`.
+
+    Returns:
+        A list of 100 strings for CIFAR-100; `None` for CIFAR-10, which has no superclasses.
+
+    Raises:
+        ValueError: If `name` is not one of those.
+
+    Example:
+
+    >>> mf_zoo.data.superclasses("cifar100")[:2]  # of apple, aquarium_fish
+    ['fruit_and_vegetables', 'fish']
+
+    Source: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
+    """
+    if _check_name(name) != "cifar100":
+        return None
+    found = {c: group for group, text in _CIFAR100_SUPERCLASSES.items() for c in text.split()}
+    return [found[c] for c in _CLASS_NAMES[name]]
 
 
 def load(

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from mf_zoo import data
 from mf_zoo.reporting import published
 from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.pictures import PICTURES, drawable
@@ -47,13 +48,14 @@ def markdown(folder: Path) -> str:
         f"{len(finished)} of {len(rows)} runs are finished"
         + (f" ({', '.join(counts)}; they are in no table)." if counts else "."),
         "",
-        "Errors are top-1, in percent, after the **last** epoch, never the best one. Mean and",
-        "standard deviation (of the sample, n - 1) are over seeds. Swaps are exchanges of",
-        "neighbours in the depth order over the whole training, the mean over seeds.",
+        "Errors are in percent after the **last** epoch, never the best one: of the most probable",
+        "class (mean and sample standard deviation, n - 1, over seeds), of the five most probable",
+        "ones (top-5) and of the most probable one's superclass (coarse). Swaps are exchanges of",
+        "neighbours in the depth order over the whole training. Figures are means over seeds.",
     ]
-    for data in dict.fromkeys(cell.data for cell in found):
-        chosen = [cell for cell in found if cell.data == data]
-        dataset, train_images, evaluated_on = data
+    for key in dict.fromkeys(cell.data for cell in found):
+        chosen = [cell for cell in found if cell.data == key]
+        dataset, train_images, evaluated_on = key
         lines += [
             "",
             f"## {dataset}, {train_images:,} training images: error on the "
@@ -85,6 +87,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _errors(chosen: Sequence[Cell]) -> list[str]:
     compared = chosen[0].evaluated_on == "test"
     kinds = published.KINDS if compared else ()
+    coarse = data.superclasses(chosen[0].dataset) is not None
+    others = {"top-5": "test_top5_error"} | ({"coarse": "test_coarse_error"} if coarse else {})
     rows, sources = [], []
     for cell in chosen:
         errors = list(cell.errors.values())
@@ -92,6 +96,10 @@ def _errors(chosen: Sequence[Cell]) -> list[str]:
         swaps = statistics.fmean(int(row["order_swaps"]) for row in cell.rows.values())
         row = [f"`{cell.model}`", cell.setting, str(len(errors)), f"{statistics.fmean(errors):.2f}"]
         row += ["" if spread is None else f"{spread:.2f}"]
+        for column in others.values():
+            # Runs of an earlier version have not measured them.
+            values = [float(row[column]) for row in cell.rows.values() if row[column]]
+            row.append(f"{statistics.fmean(values):.2f}" if values else "")
         row += [f"{swaps:.1f}" if cell.mean_field else ""]
         for kind in kinds:
             entry = published.find(cell.model, cell.dataset, kind)
@@ -99,7 +107,7 @@ def _errors(chosen: Sequence[Cell]) -> list[str]:
             if entry:
                 sources.append((kind, entry.source))
         rows.append(row)
-    header = ["model", "setting", "seeds", "mean", "deviation", "swaps", *kinds]
+    header = ["model", "setting", "seeds", "mean", "deviation", *others, "swaps", *kinds]
     lines = _table(header, rows)
     if sources:
         lines += ["", "Published figures are of the plain network:", ""]

@@ -30,6 +30,8 @@ COLUMNS = (
     "epochs",
     "epochs_done",
     "test_error",
+    "test_top5_error",
+    "test_coarse_error",
     "test_loss",
     "train_error",
     "train_loss",
@@ -592,9 +594,19 @@ def _row(run: Run, folder: Path, progress: Progress) -> dict[str, str]:
     }
     if result is not None:
         values |= {
-            key: result[key]
-            for key in ("test_error", "test_loss", "train_error", "train_loss", "parameters")
-        } | {"sha256": result["sha256"], "date": result["date"]}
+            key: result.get(key)
+            for key in (
+                "test_error",
+                "test_top5_error",
+                "test_coarse_error",
+                "test_loss",
+                "train_error",
+                "train_loss",
+                "parameters",
+                "sha256",
+                "date",
+            )
+        }
     return {key: "" if values.get(key) is None else str(values[key]) for key in COLUMNS}
 
 

@@ -18,6 +18,9 @@ class Evaluation:
         top1: Images whose most probable class is the right one, in percent.
         top5: Images whose right class is among the five most probable, in percent.
         error: `100 - top1`.
+        top5_error: `100 - top5`.
+        coarse_error: Images whose most probable class is of another superclass than the right
+            one, in percent; `None` where classes have no superclasses.
         loss: Mean cross-entropy against the (smoothed) labels.
         nll: Mean negative log-likelihood of the right class; equals `loss` without smoothing.
         ece: Expected calibration error, in percent.
@@ -28,12 +31,14 @@ class Evaluation:
     top1: float
     top5: float
     error: float
+    top5_error: float
+    coarse_error: float | None
     loss: float
     nll: float
     ece: float
     log_probabilities: np.ndarray = dataclasses.field(repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """Returns the numbers, without the predictions, fit for JSON."""
         return {
             field.name: getattr(self, field.name)
@@ -71,6 +76,7 @@ def evaluate(
     batch_size: int = 500,
     from_logits: bool = False,
     label_smoothing: float = 0.0,
+    superclasses: Sequence[str] | None = None,
     verbose: int = 0,
 ) -> Evaluation:
     """Measures a classifier on labelled images.
@@ -86,6 +92,7 @@ def evaluate(
         batch_size: Images per forward pass; changes memory and speed only.
         from_logits: Whether the model ends in logits instead of a softmax.
         label_smoothing: Of the cross-entropy reported as `loss`.
+        superclasses: The superclass of each class, see `mf_zoo.data.superclasses`.
         verbose: As in `keras.Model.predict`.
 
     Returns:
@@ -93,7 +100,7 @@ def evaluate(
 
     Raises:
         ValueError: If there are no images, or not one label for each, or a label is no class of
-            the model.
+            the model, or there is not one superclass for each class.
 
     Example:
 
@@ -118,6 +125,11 @@ def evaluate(
             f"(images, classes). Received: output of shape {outputs.shape}, "
             f"labels from {labels.min()} to {labels.max()}"
         )
+    if superclasses is not None and len(superclasses) != classes:
+        raise ValueError(
+            f"`superclasses` must have one entry for each of the {classes} classes. "
+            f"Received: {len(superclasses)} entries"
+        )
     if from_logits:
         shifted = outputs - outputs.max(axis=1, keepdims=True)
         logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -128,11 +140,18 @@ def evaluate(
     ranks = np.argsort(np.argsort(-logs, axis=1, kind="stable"), axis=1)[rows, labels]
     nll = float(-logs[rows, labels].mean())
     top1 = 100 * float(np.mean(ranks == 0))
+    top5 = 100 * float(np.mean(ranks < 5))
+    coarse_error = None
+    if superclasses is not None:
+        coarse = np.asarray(superclasses)
+        coarse_error = 100 * float(np.mean(coarse[logs.argmax(axis=1)] != coarse[labels]))
     return Evaluation(
         images=len(labels),
         top1=top1,
-        top5=100 * float(np.mean(ranks < 5)),
+        top5=top5,
         error=100 - top1,
+        top5_error=100 - top5,
+        coarse_error=coarse_error,
         loss=(1 - label_smoothing) * nll - label_smoothing * float(logs.mean()),
         nll=nll,
         ece=calibration_error(np.exp(logs.max(axis=1)), ranks == 0),

@@ -275,7 +275,14 @@ def _train(
     with dtype_policy("float32"):
         final = build_network(builder, recipe, classes)
     final.set_weights(network.get_weights())
-    scores = evaluate(final, test_images, test_labels, EVALUATION_BATCH, from_logits=True)
+    scores = evaluate(
+        final,
+        test_images,
+        test_labels,
+        EVALUATION_BATCH,
+        from_logits=True,
+        superclasses=data.superclasses(dataset),
+    )
     return group.from_main(lambda: _write_result(folder, config, recipe, final, scores))
 
 
@@ -320,6 +327,8 @@ def _write_result(
         "dataset": config["dataset"],
         "evaluated_on": config["evaluated_on"],
         "test_error": round(scores.error, 6),
+        "test_top5_error": round(scores.top5_error, 6),
+        "test_coarse_error": None if scores.coarse_error is None else round(scores.coarse_error, 6),
         "test_loss": scores.nll,
         "test_ece": scores.ece,
         "train_loss": float(history[-1]["loss"]),
