@@ -762,7 +762,8 @@ def test_an_index_beyond_the_last_batch(images, labels):
 
 
 def test_the_sample_is_the_first_20_test_images_of_each_class(cifar10_dir, images, labels):
-    expected_images, expected_labels = choose(*data.load("cifar10", "test", data_dir=cifar10_dir))
+    test = data.load("cifar10", "test", data_dir=cifar10_dir)
+    expected_images, expected_labels = choose(*test, 20)
     np.testing.assert_array_equal(images, expected_images)
     np.testing.assert_array_equal(labels, expected_labels)
     assert np.bincount(labels).tolist() == [20] * 10
@@ -770,19 +771,31 @@ def test_the_sample_is_the_first_20_test_images_of_each_class(cifar10_dir, image
     assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
 
 
-def test_the_sample_is_small_and_checked(monkeypatch, tmp_path):
-    original = SAMPLE.__file__.removesuffix("sample.py") + "samples/cifar10.npz"
+def test_the_sample_of_cifar100_is_two_test_images_of_each_class(cifar100_dir):
+    images, labels = data.sample("cifar100")
+    assert np.bincount(labels).tolist() == [2] * 100
+    assert (images.shape, images.dtype, labels.dtype) == ((200, 32, 32, 3), np.uint8, np.int64)
+    # The first two of a class among the first 500 test images are so among all of them.
+    test_images, test_labels = choose(*data.load("cifar100", "test", data_dir=cifar100_dir), 2)
+    assert len(test_labels) > 150
+    np.testing.assert_array_equal(images[: len(test_labels)], test_images)
+    np.testing.assert_array_equal(labels[: len(test_labels)], test_labels)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_sample_is_small_and_checked(monkeypatch, tmp_path, name):
+    original = SAMPLE.__file__.removesuffix("sample.py") + f"samples/{name}.npz"
     with open(original, "rb") as file:
         content = bytearray(file.read())
     assert len(content) < 600_000
     content[1000] ^= 1
     (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "cifar10.npz").write_bytes(content)
+    (tmp_path / "samples" / f"{name}.npz").write_bytes(content)
     monkeypatch.setattr(SAMPLE, "__file__", str(tmp_path / "sample.py"))
     with pytest.raises(ValueError, match=r"must have the sha256 .*Received: "):
-        data.sample("cifar10")
+        data.sample(name)
 
 
 def test_a_sample_that_is_not_there():
-    with pytest.raises(ValueError, match=r"one of cifar10\. Received: name='cifar100'"):
-        data.sample("cifar100")
+    with pytest.raises(ValueError, match=r"one of cifar10, cifar100\. Received: name='mnist'"):
+        data.sample("mnist")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mf_zoo import applications
+from mf_zoo import applications, data
 from mf_zoo.layers import stages
 
 
@@ -88,3 +88,44 @@ def test_training_on_several_devices_goes_on_after_an_interruption(
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(SystemExit, match="error: cifar100 must have been prepared"):
         guide.main(["cifar100", "--data-dir", str(tmp_path), "--output", str(tmp_path / "x")])
+
+
+@pytest.mark.once
+def test_transfer_compares_equal_trainings_and_runs_none_twice(
+    cifar100_dir, tmp_path, monkeypatch, capsys
+):
+    guide = example("transfer")
+    trained = []
+    fit = keras.Model.fit
+
+    def look(self, batches, **options):
+        trained.append((self, [np.array(weight) for weight in self.get_weights()], options))
+        return fit(self, batches, **options)
+
+    monkeypatch.setattr(keras.Model, "fit", look)
+    arguments = ["--data-dir", str(cifar100_dir), "--models", "MFResNet20", "--images", "500"]
+    arguments += ["--datasets", "cifar100", "--epochs", "2", "--learning-rate", "0.05"]
+    arguments += ["--output", str(tmp_path / "transfer.csv")]
+    rows = guide.main(arguments)
+    assert [row["weights"] for row in rows] == ["", "cifar10"]
+
+    # Both are trained alike; one has the body of the pretrained network.
+    (scratch, random, first), (tuned, pretrained, second) = trained
+    assert first == second
+    assert int(scratch.optimizer.iterations) == int(tuned.optimizer.iterations) == 8
+    settings = [{**m.optimizer.get_config(), "name": ""} for m in (scratch, tuned)]
+    assert settings[0] == settings[1]
+    body = applications.MFResNet20(weights="cifar10", include_top=False).get_weights()
+    kernels = [i for i, weight in enumerate(body) if weight.ndim > 2]
+    assert all(np.array_equal(body[i], pretrained[i]) for i in range(len(body)))
+    assert not any(np.array_equal(body[i], random[i]) for i in kernels)
+    images, labels = data.load("cifar100", "test", data_dir=cifar100_dir)
+    for row, model in zip(rows, (scratch, tuned), strict=True):
+        error = 100 * np.mean(model.predict(images, verbose=0).argmax(1) != labels)
+        assert float(row["test_error"]) == pytest.approx(error, abs=0.006)
+
+    printed = capsys.readouterr().out.splitlines()[-1]
+    a, b = (row["test_error"] for row in rows)
+    assert printed == f"| `MFResNet20` | cifar100 | 500 | 2 | {a} | cifar10 | {b} |"
+    guide.main(arguments)
+    assert len(trained) == 2 and capsys.readouterr().out.splitlines()[-1] == printed
