@@ -123,7 +123,7 @@ def test_dry_run_counts_what_the_recipe_changes():
     from mf_zoo.training import get_recipe
 
     recipe = get_recipe(
-        "quick", batch_size=96, momentum=0.0, nesterov=False, mixup=0.2, horizon=1.0
+        "quick", batch_size=96, momentum=0.0, nesterov=False, cutmix=1.0, horizon=1.0
     )
     found = dry_run("MFResNet20", "cifar100", recipe=recipe, limit=1000, holdout=40, devices=4)
     assert (found["images"], found["steps_per_epoch"], found["steps"]) == (960, 10, 400)

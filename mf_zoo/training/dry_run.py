@@ -51,7 +51,8 @@ def dry_run(
     - `weight_copies`: the trained variables once more in the compute dtype, for a step computes
       with copies that are sorted by time and cast;
     - `activations`: batch of the device times `activation_bytes`;
-    - `batch`: uint8 images and int64 labels (with mixup float32 images and one-hot labels);
+    - `batch`: uint8 images and int64 labels (with mixup or CutMix float32 images and one-hot
+      labels);
     - `images`: all images, uint8, with `on_device`.
 
     It is the least that a device must have. What convolutions use as workspace, gradients of
@@ -124,7 +125,7 @@ def dry_run(
         "optimizer": trained_bytes if recipe.momentum else 0,
         "weight_copies": trained * _item_bytes(network.compute_dtype),
         "activations": batch * activation_bytes(network),
-        "batch": batch * (4 * (pixels + classes) if recipe.mixup else pixels + 8),
+        "batch": batch * (4 * (pixels + classes) if recipe.soft_labels else pixels + 8),
         "images": images * (pixels + 8) if on_device else 0,
     }
     return {
