@@ -159,6 +159,8 @@ def activation_bytes(model: keras.Model) -> int:
       convolution, and then no further tensor), and of any other activation but the identity.
 
     A sum, padding, average pooling and the normalisation of the images keep nothing of their own.
+    Of each block of a stage with `remat=True` only the input is kept; what one block keeps while it
+    is computed again comes on top.
     `python -m benchmarks.memory` compares the count with what the backends keep
     (benchmarks/results/memory-jax.csv, memory-torch.csv).
 
@@ -259,6 +261,10 @@ def _keep_of_layer(
         for particle in range(layer.num_particles):
             last = particle == layer.num_particles - 1
             step = target if last else object()
+            if layer.remat:
+                keep(source, shape)
+                source = step
+                continue
             _keep_of_layer(layer.pattern(), shape, source, object(), kept)
             if layer.activation is not keras.activations.linear:
                 keep(step, shape)
