@@ -692,6 +692,26 @@ def test_rematerialisation_keeps_the_input_of_each_block():
     assert 4 <= kept(True) < 4.5 and kept(False) > 20
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA is told what to keep apart")
+def test_rematerialisation_holds_each_block_apart():
+    import jax
+
+    for remat, unroll, barriers in ((True, True, 2), (True, False, 1), (False, True, 0)):
+        stage = make_stage(n=2, remat=remat, unroll=unroll)
+
+        def loss(trainable, frozen, x, stage=stage):
+            outputs, frozen = stage.stateless_call(trainable, frozen, x, training=True)
+            return squares(outputs), frozen
+
+        values = [
+            [v.value for v in part]
+            for part in (stage.trainable_variables, stage.non_trainable_variables)
+        ]
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        text = step.lower(*values, images()).as_text()
+        assert text.count("optimization_barrier") == barriers
+
+
 def test_a_frozen_stage_keeps_its_statistics_and_thaws():
     stage = make_stage()
     before = stage.get_weights()

@@ -83,7 +83,9 @@ class MeanFieldStage(keras.layers.Layer):
             telling what learned steps do from what reordering does.
         remat: Whether the activations within a block are computed again in the backward pass
             instead of being kept (`keras.remat`): of each block its input is kept, for about one
-            more forward pass a step. Results are the same; what a block draws at random, too.
+            more forward pass a step. Results are the same; what a block draws at random, too. (On
+            JAX's CPU nothing is saved unless `unroll=False`: XLA merges the second computation of
+            an unrolled loop with the first there.)
         **kwargs: Keyword arguments of `keras.layers.Layer`.
 
     Attributes:
