@@ -25,6 +25,8 @@ _ARGUMENTS = """
         classes: Number of classes; `None` for that of the registered weights, else 10.
         classifier_activation: Activation of the scores; `None` for logits.
         name: Name of the model; `None` for its own.
+        remat: Whether the activations within a block are computed again in the backward pass
+            instead of being kept: less memory for more work, see `mf_zoo.layers.MeanFieldStage`.
 """
 
 _MEAN_FIELD_ARGUMENTS = """\
@@ -139,6 +141,7 @@ def _build(
     initial_times: Any = "grid",
     reorder: bool | None = None,
     preactivation: bool = True,
+    remat: bool = False,
 ) -> keras.Model:
     # The signature of every builder is made of this one; `preactivation` has chosen already.
     if pooling not in (None, "avg", "max"):
@@ -160,6 +163,7 @@ def _build(
         "initial_times": initial_times,
         "reorder": True if reorder is None else reorder,
         "train_times": mean_field,
+        "remat": remat,
     }
     model = network(
         architecture,

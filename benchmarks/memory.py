@@ -39,8 +39,8 @@ class Memory:
     ratio: float
 
 
-def xla_bytes(network: Any, images: Any, labels: Any) -> int:
-    """Bytes that XLA sets aside for what lives only within a training step (JAX)."""
+def compiled_step(network: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+    """A training step compiled by XLA (JAX), and the state that it takes, with the batch."""
     import jax
 
     from mf_zoo.optimizers import MeanFieldSGD
@@ -57,7 +57,12 @@ def xla_bytes(network: Any, images: Any, labels: Any) -> int:
     )
     state = tuple([variable.value for variable in part] for part in parts)
     step = jax.jit(network.train_step, donate_argnums=0)
-    compiled = step.lower(state, (images, labels)).compile()
+    return step.lower(state, (images, labels)).compile(), state
+
+
+def xla_bytes(network: Any, images: Any, labels: Any) -> int:
+    """Bytes that XLA sets aside for what lives only within a training step (JAX)."""
+    compiled, _ = compiled_step(network, images, labels)
     return compiled.memory_analysis().temp_size_in_bytes
 
 

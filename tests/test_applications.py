@@ -113,6 +113,9 @@ def test_mean_field_arguments_reach_the_stages():
     model = applications.MFResNet20(
         quadrature="midpoint", horizon=1.0, initial_times="random", reorder=False
     )
+    assert not any(stage.remat for stage in stages(model))
+    for name in ("MFPreActResNet110", "ResNet20"):
+        assert all(stage.remat for stage in stages(applications.get(name)(remat=True)))
     for stage in stages(model):
         assert stage.horizon == 1.0 and stage.times.trainable and not stage.reorder
         assert float(ops.convert_to_numpy(ops.sum(stage.step_sizes()))) == pytest.approx(1.0)

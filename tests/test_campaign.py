@@ -225,6 +225,41 @@ def test_the_campaigns_at_hand():
         assert runs_[0].recipe.name == "cosine" and len({run.recipe.epochs for run in runs_}) == 1
 
 
+@pytest.mark.once
+def test_the_campaigns_of_deep_networks_and_of_the_strong_recipe():
+    sweep, deep, strong = (
+        campaign.load_campaign(HERE.parent / "benchmarks" / "campaigns" / f"{name}.toml").runs
+        for name in ("cifar10-strong-sweep", "deep-resnets", "strong")
+    )
+    for found, recipe, depths in (
+        (deep, "cosine", (110, 164)),
+        (strong, "strong", (20, 56, 110, 164)),
+    ):
+        assert {run.recipe for run in found} == {RECIPES[recipe]}
+        assert {(run.seed, run.holdout, run.limit) for run in found} == {(0, 0, None)}
+        for learned, plain in zip(found[::2], found[1::2], strict=True):
+            assert (learned.model, learned.dataset) == (f"MF{plain.model}", plain.dataset)
+        assert {(run.model, run.dataset) for run in found[1::2]} == {
+            (f"ResNet{depth}", dataset) for depth in depths for dataset in ("cifar10", "cifar100")
+        }
+    assert {(run.holdout, run.limit, run.dataset) for run in sweep} == {(5000, None, "cifar10")}
+    values = ("label_smoothing", "mixup", "cutmix", "cutout")
+    tried = {
+        model: {tuple(getattr(run.recipe, key) for key in values) for run in sweep}
+        for model in {run.model for run in sweep}
+    }
+    # The same for every network; none, each of them, and what the recipe has now.
+    assert set(tried) == {"MFResNet20", "ResNet20", "MFResNet56"}
+    chosen = tuple(getattr(RECIPES["strong"], key) for key in values)
+    for combinations in tried.values():
+        assert {(0, 0, 0, 0), (0.1, 0, 0, 0), (0, 0.2, 0, 0), (0, 0, 1, 0), (0, 0, 0, 8)} <= (
+            combinations
+        )
+        assert chosen in combinations and combinations == tried["ResNet20"]
+    changed = {key for run in sweep for key in run.overrides}
+    assert changed == {*values, "epochs"}
+
+
 # --- The queue -------------------------------------------------------------------------------
 
 # `mf-zoo train` in a trice: it says in a journal what it does, and writes what a run writes.

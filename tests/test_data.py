@@ -458,16 +458,17 @@ def test_mixed_precision_does_not_round_pixels(images):
 
 
 def test_augmentation_survives_saving(tmp_path, images):
-    layer = data.Augmentation(padding=3, flip=False, cutout=5, mixup=0.2, seed=7)
+    layer = data.Augmentation(padding=3, flip=False, cutout=5, mixup=0.2, cutmix=0.5, seed=7)
     model = keras.Sequential([keras.layers.Input((32, 32, 3)), layer])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras").layers[0]
     config = loaded.get_config()
-    assert {k: config[k] for k in ("padding", "flip", "cutout", "mixup", "seed")} == {
+    assert {k: config[k] for k in ("padding", "flip", "cutout", "mixup", "cutmix", "seed")} == {
         "padding": 3,
         "flip": False,
         "cutout": 5,
         "mixup": 0.2,
+        "cutmix": 0.5,
         "seed": 7,
     }
     np.testing.assert_array_equal(
@@ -477,7 +478,8 @@ def test_augmentation_survives_saving(tmp_path, images):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"padding": -1}, {"padding": 1.5}, {"cutout": -2}, {"mixup": -0.1}]
+    "arguments",
+    [{"padding": -1}, {"padding": 1.5}, {"cutout": -2}, {"mixup": -0.1}, {"cutmix": -0.1}],
 )
 def test_wrong_augmentation_arguments(arguments):
     (name,) = arguments
@@ -512,6 +514,99 @@ def test_mixup_draws_partners_once_each_and_a_beta_weight():
     # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)).
     assert weights.mean() == pytest.approx(0.5, abs=0.03)
     assert weights.var() == pytest.approx(1 / (4 * 1.8), rel=0.06)
+
+
+@pytest.mark.parametrize("on", ["host", "device"])
+def test_cutmix_by_hand_on_twelve_pixels(on):
+    images = np.arange(1, 25, dtype="uint8").reshape(2, 3, 4, 1)
+    arguments = (images, np.eye(2, dtype="float32"))
+    if on == "device":
+        arguments = [ops.convert_to_tensor(array) for array in arguments]
+
+    def result(box, weight):
+        draw = {"partner": np.array([1, 0]), "weight": np.float32(weight)}
+        draw["box"] = np.array(box, "int32")
+        mixed = data.Augmentation(cutmix=1.0).mix(*arguments, draw)
+        assert isinstance(mixed[0], np.ndarray) == (on == "host")
+        mixed, soft = map(ops.convert_to_numpy, mixed)
+        assert mixed.dtype == soft.dtype == np.float32
+        return mixed[..., 0].tolist(), soft.tolist()
+
+    # Rows 1 and 2 of columns 0 and 1 from the other image; 8 of 12 pixels are one's own.
+    mixed, soft = result([1, 3, 0, 2], 2 / 3)
+    assert mixed[0] == [[1, 2, 3, 4], [17, 18, 7, 8], [21, 22, 11, 12]]
+    assert mixed[1] == [[13, 14, 15, 16], [5, 6, 19, 20], [9, 10, 23, 24]]
+    np.testing.assert_allclose(soft, [[2 / 3, 1 / 3], [1 / 3, 2 / 3]], rtol=1e-6)
+    # All of the other image; and an empty box, which is mixup.
+    assert result([0, 3, 0, 4], 0.0) == (images[::-1, ..., 0].tolist(), [[0, 1], [1, 0]])
+    mixed, soft = result([0, 0, 0, 0], 0.75)
+    assert mixed[0][0] == [4, 5, 6, 7] and soft == [[0.75, 0.25], [0.25, 0.75]]
+
+
+class Told:
+    """A generator whose draws are given: weight, box centre and coin."""
+
+    def __init__(self, weight, centre=None, coin=None):
+        self.weight, self.centre, self.coin = weight, centre, coin
+        self.alphas = []
+
+    def permutation(self, count):
+        return np.arange(count)
+
+    def beta(self, *alphas):
+        self.alphas += alphas
+        return self.weight
+
+    def integers(self, low, high):
+        assert low == 0 and tuple(high) == (8, 6)
+        return np.array(self.centre)
+
+    def random(self):
+        return self.coin
+
+
+@pytest.mark.parametrize(
+    ("weight", "centre", "box", "own"),
+    [
+        # A quarter of 8 x 6 pixels: sides of 4 and 3, of which 2 and 1 on each side of the centre.
+        (0.75, (4, 3), [2, 6, 2, 4], 40),
+        (0.75, (1, 5), [0, 3, 4, 6], 42),  # clipped
+        (0.0, (0, 0), [0, 4, 0, 3], 36),
+        (1.0, (7, 2), [7, 7, 2, 2], 48),  # nothing
+    ],
+)
+def test_a_box_by_hand(weight, centre, box, own):
+    augment = data.Augmentation(padding=0, flip=False, cutmix=0.5)
+    told = Told(weight, centre)
+    draw = augment.draw(told, 4, (8, 6, 3))
+    assert told.alphas == [0.5, 0.5]
+    assert draw["box"].tolist() == box and draw["weight"] == np.float32(own / 48)
+    # With both, a coin decides.
+    both = data.Augmentation(padding=0, flip=False, mixup=0.2, cutmix=0.5)
+    told = Told(weight, centre, coin=0.49)
+    assert both.draw(told, 4, (8, 6, 3))["box"].tolist() == box and told.alphas == [0.5, 0.5]
+    told = Told(weight, coin=0.5)
+    draw = both.draw(told, 4, (8, 6, 3))
+    assert draw["box"].tolist() == [0, 0, 0, 0] and draw["weight"] == np.float32(weight)
+    assert told.alphas == [0.2, 0.2]
+
+
+def test_the_weight_of_cutmix_is_the_share_of_own_pixels():
+    images = np.zeros((2, 16, 12, 3), "float32")
+    images[1] = 1
+    both = data.Augmentation(padding=0, flip=False, mixup=0.3, cutmix=1.0)
+    empty = 0
+    for seed in range(400):
+        draw = both.draw(np.random.default_rng(seed), 2, images.shape[1:])
+        assert {key: (value.shape, value.dtype) for key, value in draw.items()} == {
+            "partner": ((2,), "int32"),
+            "box": ((4,), "int32"),
+            "weight": ((), "float32"),
+        }
+        mixed, soft = both.mix(images, np.eye(2, dtype="float32"), {**draw, "partner": [1, 0]})
+        np.testing.assert_allclose(mixed.mean((1, 2, 3)), soft[:, 1], atol=1e-6)
+        empty += not np.isin(mixed, (0, 1)).all()
+    assert 160 < empty < 240
 
 
 # --- batches ---------------------------------------------------------------------------------
@@ -583,9 +678,22 @@ def test_a_seed_gives_the_same_batch_everywhere(images, labels, epoch, index):
     np.testing.assert_array_equal(batch_labels, labels[chosen])
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.3])
+# The same of the draws with mixup, in the order of their names.
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("epoch", "index", "golden"), [(0, 0, "e11137702100"), (3, 1, "ee9647083675")]
+)
+def test_a_seed_gives_the_same_mixup_everywhere(images, labels, epoch, index, golden):
+    augment = data.Augmentation(mixup=0.3, cutout=8)
+    source = data.Batches(images, labels, 64, shuffle=True, augment=augment, seed=0, num_classes=10)
+    draw = source.draw(epoch, index)
+    digest = hashlib.sha256(b"".join(draw[key].tobytes() for key in sorted(draw)))
+    assert digest.hexdigest()[:12] == golden
+
+
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.3, "cutmix": 1.0}])
 @pytest.mark.parametrize(("batch_size", "drop"), [(32, False), (64, True), (200, False)])
-def test_tf_data_gives_the_batches_of_the_pydataset(images, labels, mixup, batch_size, drop):
+def test_tf_data_gives_the_batches_of_the_pydataset(images, labels, mixing, batch_size, drop):
     pytest.importorskip("tensorflow")
 
     def make(backend):
@@ -594,7 +702,7 @@ def test_tf_data_gives_the_batches_of_the_pydataset(images, labels, mixup, batch
             labels,
             batch_size,
             shuffle=True,
-            augment=data.Augmentation(mixup=mixup),
+            augment=data.Augmentation(**mixing),
             seed=11,
             drop_remainder=drop,
             num_classes=10,
@@ -607,8 +715,8 @@ def test_tf_data_gives_the_batches_of_the_pydataset(images, labels, mixup, batch
     for _ in range(3):
         expected = pass_of(source)
         assert_equal_batches(arrays_of(dataset), expected)
-        assert expected[0][0].dtype == ("float32" if mixup else "uint8")
-        assert expected[0][1].shape == ((batch_size, 10) if mixup else (batch_size,))
+        assert expected[0][0].dtype == ("float32" if mixing else "uint8")
+        assert expected[0][1].shape == ((batch_size, 10) if mixing else (batch_size,))
     assert source.epoch == 5
 
 
@@ -740,6 +848,7 @@ def test_mixup_trains(images, labels):
         ({"augment": "flip"}, "`augment` must be"),
         ({"augment": data.Augmentation(mixup=0.2)}, "`num_classes` must be given"),
         ({"augment": data.Augmentation(mixup=0.2), "num_classes": 9}, "`num_classes` must be"),
+        ({"augment": data.Augmentation(cutmix=1.0)}, "`num_classes` must be given"),
         ({"batch_size": 201, "drop_remainder": True}, "at least one batch"),
         ({"labels": np.zeros(199, int)}, "`labels` integers"),
         ({"labels": np.zeros((200, 10))}, "`labels` integers"),

@@ -25,12 +25,12 @@ BACKEND = keras.config.backend()
 # Processes, and the devices of each.
 GROUPS = {"jax": [(1, 4), (2, 1)], "tensorflow": [(1, 2)], "torch": [(2, 1)]}[BACKEND]
 # 64 images in batches of 24, 24 and 16; and 5 to evaluate on, which no group divides evenly.
-# Times that move fast change the order; mixup mixes images of different processes.
+# Times that move fast change the order; mixup and CutMix mix images of different processes.
 SETTINGS = [
     *("--recipe", "paper", "--epochs", "2", "--limit", "69", "--holdout", "5"),
     *("--batch-size", "24", "--learning-rate", "0.1", "--initial-times", "random"),
     *("--noise-temperature", "1e-6", "--time-learning-rate-multiplier", "30"),
-    *("--set", "mixup=0.2", "--set", "cutout=8"),
+    *("--set", "mixup=0.2", "--set", "cutmix=1", "--set", "cutout=8"),
 ]
 
 
@@ -168,16 +168,17 @@ def test_a_group_that_was_killed_goes_on(together, cifar10_dir, cache, tmp_path)
 @hypothesis.given(
     strategies.sampled_from([(1, 1), (2, 2), (4, 2), (6, 3), (12, 4)]),
     strategies.integers(24, 60),
-    strategies.booleans(),
+    strategies.sampled_from([(0, 0), (0.3, 0), (0, 1), (0.3, 1)]),
 )
 @pytest.mark.once
-def test_parts_are_the_whole_batch(group, count, mixup):
+def test_parts_are_the_whole_batch(group, count, mixing):
     devices, parts = group
     rng = np.random.default_rng(count)
     images = rng.integers(0, 256, (count, 8, 8, 3)).astype("uint8")
     labels = np.arange(count)
     settings = {"shuffle": True, "num_classes": count, "seed": 3}
-    settings["augment"] = data.Augmentation(padding=1, cutout=3, mixup=0.3 * mixup)
+    mixup, cutmix = mixing
+    settings["augment"] = data.Augmentation(padding=1, cutout=3, mixup=mixup, cutmix=cutmix)
     whole = data.Batches(images, labels, 12, **settings)
     shared = [
         data.Batches(images, labels, 12, **settings, divisible_by=devices, part=(part, parts))

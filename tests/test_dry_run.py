@@ -53,6 +53,12 @@ def resnet20_bytes(side):
     return 4 * (elements + 64)
 
 
+def test_of_blocks_that_are_computed_again_the_inputs_are_counted():
+    stage = MeanFieldStage(BasicBlock(4), num_particles=3, activation="relu", remat=True)
+    model = keras.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(4, 3, padding="same"), stage])
+    assert activation_bytes(model) == 4 * (8 * 8 * 3 + 3 * 8 * 8 * 4)
+
+
 @pytest.mark.once
 def test_activations_need_a_network_of_known_size_and_kind():
     # The probabilities of 10 classes are kept as well.
@@ -65,19 +71,22 @@ def test_activations_need_a_network_of_known_size_and_kind():
 
 @pytest.mark.skipif(not TORCH, reason="PyTorch tells which tensors it keeps")
 @pytest.mark.parametrize(
-    ("name", "policy"),
+    ("name", "policy", "remat"),
     [
-        ("MFResNet20", "float32"),
-        ("MFResNet20", "mixed_bfloat16"),
-        ("MFResNet164", "float32"),
-        ("MFResNeXt29_32x4d", "float32"),
+        ("MFResNet20", "float32", False),
+        ("MFResNet20", "float32", True),
+        ("MFResNet20", "mixed_bfloat16", False),
+        ("MFResNet164", "float32", False),
+        ("MFResNeXt29_32x4d", "float32", False),
     ],
 )
-def test_pytorch_keeps_what_is_counted(name, policy):
+def test_pytorch_keeps_what_is_counted(name, policy, remat):
     import torch
 
     with dtype_policy(policy):
-        model = applications.get(name)(input_shape=(16, 16, 3), classifier_activation=None)
+        model = applications.get(name)(
+            input_shape=(16, 16, 3), classifier_activation=None, remat=remat
+        )
     labels = torch.zeros(2, dtype=torch.int64)
 
     def kept(batch):
@@ -123,7 +132,7 @@ def test_dry_run_counts_what_the_recipe_changes():
     from mf_zoo.training import get_recipe
 
     recipe = get_recipe(
-        "quick", batch_size=96, momentum=0.0, nesterov=False, mixup=0.2, horizon=1.0
+        "quick", batch_size=96, momentum=0.0, nesterov=False, cutmix=1.0, horizon=1.0
     )
     found = dry_run("MFResNet20", "cifar100", recipe=recipe, limit=1000, holdout=40, devices=4)
     assert (found["images"], found["steps_per_epoch"], found["steps"]) == (960, 10, 400)

@@ -620,6 +620,98 @@ def test_dropout_in_a_block_draws_anew_for_every_particle_and_step(unroll):
     np.testing.assert_array_equal(ops.convert_to_numpy(stage(x, training=False)), 4)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Restless(layers.Layer):
+    """A block with everything that recomputation could get wrong: draws, statistics, losses."""
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        # Keras on TensorFlow adds up no losses of different dtypes.
+        regularizer = "l2" if self.compute_dtype == "float32" else None
+        self.dense = layers.Dense(4, activity_regularizer=regularizer, dtype=self.dtype_policy)
+        self.bn = BatchNormalization(momentum=0.9, dtype=self.dtype_policy)
+        self.dropout = layers.Dropout(0.4, seed=seed, dtype=self.dtype_policy)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.bn.build(shape)
+
+    def call(self, x, training=None):
+        x = self.dropout(ops.relu(self.bn(self.dense(x), training=training)), training=training)
+        return x * ops.sigmoid(x)
+
+
+@pytest.mark.parametrize(("policy", "unroll"), [("float32", True), ("mixed_bfloat16", UNROLL[-1])])
+def test_rematerialisation_changes_no_result(monkeypatch, policy, unroll):
+    calls, plain = [], keras.remat
+    monkeypatch.setattr(keras, "remat", lambda f: calls.append(f) or plain(f))
+
+    def trained(remat):
+        """Loss and weights of a step, which changes them by the gradients."""
+        keras.utils.set_random_seed(2)
+        options = {"initial_times": [1.7, 0.4], "unroll": unroll, "remat": remat, "dtype": policy}
+        block = Restless(seed=7, dtype=policy)
+        stage = MeanFieldStage(block, 2, activation="relu", **options)
+        model = keras.Sequential([keras.Input((4,)), stage])
+        randomize(stage)
+        before = stage.get_weights()
+        model.compile(keras.optimizers.SGD(0.5), "mse")
+        x = images(8, shape=(4,))
+        loss = model.train_on_batch(x, 2 * x)
+        return loss, before, stage.get_weights(), names(stage)
+
+    loss, before, expected, named = trained(False)
+    assert not calls
+    found = trained(True)
+    assert calls
+    # A compiled step may keep a sum in float32 before it rounds it to bfloat16.
+    tolerance = dict.fromkeys(("rtol", "atol"), 1e-6 if policy == "float32" else 1e-2)
+    np.testing.assert_allclose(found[0], loss, **tolerance)
+    for name, old, new, value in zip(named, before, expected, found[2], strict=True):
+        assert np.abs(new - old).max() > 1e-3, name
+        np.testing.assert_allclose(value, new, err_msg=name, **tolerance)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch says what it keeps")
+def test_rematerialisation_keeps_the_input_of_each_block():
+    def kept(remat):
+        stage = make_stage(n=4, remat=remat)
+        x, sizes = ops.convert_to_tensor(images(64)), {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = ops.sum(stage(x, training=True))
+        found = sum(sizes.values()) / (64 * 4 * np.prod(SHAPE))
+        del loss
+        return found
+
+    # Four inputs and what the weights take, in units of an activation.
+    assert 4 <= kept(True) < 4.5 and kept(False) > 20
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA is told what to keep apart")
+def test_rematerialisation_holds_each_block_apart():
+    import jax
+
+    for remat, unroll, barriers in ((True, True, 2), (True, False, 1), (False, True, 0)):
+        stage = make_stage(n=2, remat=remat, unroll=unroll)
+
+        def loss(trainable, frozen, x, stage=stage):
+            outputs, frozen = stage.stateless_call(trainable, frozen, x, training=True)
+            return squares(outputs), frozen
+
+        values = [
+            [v.value for v in part]
+            for part in (stage.trainable_variables, stage.non_trainable_variables)
+        ]
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        text = step.lower(*values, images()).as_text()
+        assert text.count("optimization_barrier") == barriers
+
+
 def test_a_frozen_stage_keeps_its_statistics_and_thaws():
     stage = make_stage()
     before = stage.get_weights()

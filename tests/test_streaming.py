@@ -126,11 +126,11 @@ def test_a_look_at_the_first_batch_ends_no_epoch(open_stream, engine):
 
 @pytest.mark.once
 @engines
-@pytest.mark.parametrize("mixup", [0.0, 0.3])
-def test_images_are_augmented_as_those_in_memory(open_stream, engine, mixup):
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.3, "cutmix": 1.0}])
+def test_images_are_augmented_as_those_in_memory(open_stream, engine, mixing):
     plain = epoch_of(open_stream(engine))
     images, labels = (np.concatenate(arrays) for arrays in zip(*plain, strict=True))
-    augment = data.Augmentation(padding=4, flip=True, cutout=8, mixup=mixup)
+    augment = data.Augmentation(padding=4, flip=True, cutout=8, **mixing)
     settings = {"augment": augment, "seed": 5, "initial_epoch": 2}
     expected = data.Batches(images, labels, 64, num_classes=10, **settings)
     assert_equal_batches(epoch_of(open_stream(engine, **settings)), epoch_of(expected))

@@ -22,7 +22,17 @@ from hypothesis import strategies as st
 
 from mf_zoo import applications, data, weights
 from mf_zoo.layers import quadrature
-from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, get_recipe, on_device, runs, train
+from mf_zoo.training import (
+    RECIPES,
+    Recipe,
+    RunError,
+    evaluate,
+    get_recipe,
+    on_device,
+    runner,
+    runs,
+    train,
+)
 from mf_zoo.training.callbacks import order_swaps
 from mf_zoo.training.evaluation import calibration_error
 from mf_zoo.training.losses import SmoothedCrossentropy
@@ -43,7 +53,17 @@ def test_the_named_recipes_hold_the_published_settings():
     assert (cosine.epochs, cosine.weight_decay, cosine.nesterov) == (200, 5e-4, True)
     assert cosine.schedule == "cosine"
     assert quick.epochs == 40 and quick.schedule == "one_cycle" and quick.label_smoothing > 0
-    assert all((r.padding, r.flip, r.cutout, r.mixup) == (4, True, 0, 0) for r in RECIPES.values())
+    for recipe in (paper, cosine, quick):
+        assert (recipe.padding, recipe.flip, recipe.cutout) == (4, True, 0)
+        assert not recipe.soft_labels
+    strong = RECIPES["strong"]
+    # Half of the batches get a box, as in the authors' training on CIFAR.
+    assert strong.mixup > 0 and (strong.cutmix, strong.cutout) == (1, 0)
+    longer = {key: getattr(strong, key) for key in ("epochs", "warmup_epochs", "label_smoothing")}
+    mixed = {"mixup": strong.mixup, "cutmix": 1.0}
+    named = {"name": "strong", "description": strong.description}
+    assert strong == cosine.replace(**named, **longer, **mixed)
+    assert "not yet chosen" in strong.description
 
 
 def test_changing_the_epochs_keeps_the_shape_of_the_schedule():
@@ -597,6 +617,18 @@ def test_what_the_recipe_leaves_open_is_as_in_the_registered_weights(monkeypatch
     assert pretrained.with_stages_of("a/b.weights.h5", "MFResNet20", RECIPE) == RECIPE
 
 
+@pytest.mark.once
+def test_a_run_older_than_a_value_of_the_recipe_is_resumed(tmp_path):
+    recipe = RECIPE.to_dict()
+    older = {key: value for key, value in recipe.items() if key != "cutmix"}
+    config = {"model": "Tiny", "backend": keras.config.backend(), "recipe": older}
+    runs.write_json(tmp_path / runs.CONFIG, config)
+    assert runner.open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
+    with pytest.raises(RunError, match=r"cutmix is 0\.0 there and 1\.0 here"):
+        changed = {"model": "Tiny", "recipe": {**recipe, "cutmix": 1.0}}
+        runner.open_folder(tmp_path, changed, resume=True)
+
+
 # --- On the device ---------------------------------------------------------------------------
 
 
@@ -637,7 +669,7 @@ def test_a_run_on_the_device_is_the_same_run(request, cifar10_dir, tmp_path):
     )
     _assert_same_run(finished, tmp_path / "a")
     # Mixed labels, whose rounding differs, and a last batch that is not full.
-    recipe = RECIPE.replace(mixup=0.4, epochs=1, warmup_epochs=0.5)
+    recipe = RECIPE.replace(mixup=0.4, cutmix=1.0, epochs=1, warmup_epochs=0.5)
     for name, on in (("host", False), ("device", True)):
         train(
             "Tiny",

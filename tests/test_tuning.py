@@ -730,8 +730,8 @@ def test_pretrained_weights_with_another_head():
 
 def test_the_measures_are_those_of_the_model_after_the_last_epoch():
     (images, labels), validation = _images()
-    for mixup in (0.0, 0.4):
-        recipe = RECIPE.replace(mixup=mixup)
+    for cutmix in (0.0, 1.0):
+        recipe = RECIPE.replace(cutmix=cutmix)
         hypermodel = MeanFieldHyperModel(
             "Tiny", classes=10, recipe=recipe, search=["momentum"], seed=3
         )
@@ -743,7 +743,7 @@ def test_the_measures_are_those_of_the_model_after_the_last_epoch():
         assert found["val_accuracy"] == pytest.approx(scores.top1 / 100, abs=1e-6)
         assert found["val_nll"] == pytest.approx(scores.nll, rel=1e-4)
         assert found["seconds"] > 0 and "loss" in found
-        if not mixup:
+        if not cutmix:
             smoothed = 0.95 * scores.nll - 0.05 * scores.log_probabilities.mean()
             assert found["val_loss"] == pytest.approx(smoothed, rel=1e-4)
 

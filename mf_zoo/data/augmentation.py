@@ -1,4 +1,4 @@
-"""Random crop, flip, cutout and mixup of images, drawn for each image."""
+"""Random crop, flip, cutout, mixup and CutMix of images."""
 
 from typing import Any
 
@@ -17,6 +17,15 @@ def _namespace(images: Any, transformation: dict[str, Any]) -> tuple[Any, dict[s
     return np if on_host else ops, {key: convert(value) for key, value in transformation.items()}
 
 
+def _box(rng: np.random.Generator, height: int, width: int, weight: float) -> np.ndarray:
+    """CutMix's box: `[[top, bottom], [left, right]]`, with `1 - weight` of the pixels or fewer."""
+    sides = np.array([height, width])
+    # Halves of whole pixels, rounded down twice, as the authors do.
+    halves = (sides * np.sqrt(1 - weight)).astype("int32") // 2
+    centre = rng.integers(0, sides)
+    return np.clip([centre - halves, centre + halves], 0, sides).T.astype("int32")
+
+
 @keras.saving.register_keras_serializable(package="mf_zoo")
 class Augmentation(keras.layers.Layer):
     """The usual augmentation of CIFAR training images, drawn anew for each image.
@@ -31,8 +40,9 @@ class Augmentation(keras.layers.Layer):
     host, `mf_zoo.data.batches(..., augment=...)` draws the transformation with NumPy, so that a
     seed gives the same images on every backend.
 
-    Mixup mixes labels too, which a layer of a model does not see: it takes effect in
-    `batches`, or where `mix` is called, not in `call`.
+    Mixup and CutMix mix labels too, which a layer of a model does not see: they take effect in
+    `batches`, or where `mix` is called, not in `call`. With both, each batch draws one of the two
+    with probability 1/2, as timm does.
 
     Args:
         padding: Width in pixels of the border of zeros before the crop; 0 is no crop.
@@ -41,6 +51,11 @@ class Augmentation(keras.layers.Layer):
             any pixel of the image and clipped at its edges; 0 is none.
         mixup: `alpha` of the Beta distribution from which a batch's mixing weight is drawn
             (Zhang et al. 2018); 0 is no mixup.
+        cutmix: `alpha` of the Beta distribution from which a batch's share of own pixels is drawn
+            (Yun et al. 2019); 0 is no CutMix. One box a batch, as in the authors' code: its area is
+            the rest, it is centred on any pixel and clipped at the image's edges, and labels are
+            mixed by the pixels that it has then. Every batch has a box (the authors' training on
+            CIFAR gives one to every other batch).
         seed: Integer seed of the layer's own draws (in `call`); `None` is a random one.
 
     Input and output: images `(N, height, width, channels)` of any dtype; the dtype is kept.
@@ -61,6 +76,8 @@ class Augmentation(keras.layers.Layer):
         - DeVries and Taylor, *Improved Regularization of Convolutional Neural Networks with
           Cutout*, 2017 (arXiv 1708.04552)
         - Zhang et al., *mixup: Beyond Empirical Risk Minimization*, 2018 (arXiv 1710.09412)
+        - Yun et al., *CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
+          Features*, 2019 (arXiv 1905.04899)
     """
 
     def __init__(
@@ -70,6 +87,7 @@ class Augmentation(keras.layers.Layer):
         cutout: int = 0,
         mixup: float = 0.0,
         seed: int | None = None,
+        cutmix: float = 0.0,
         **kwargs: Any,
     ):
         # No autocast: under mixed precision it would round pixel values to bfloat16.
@@ -79,14 +97,21 @@ class Augmentation(keras.layers.Layer):
                 raise ValueError(
                     f"`{label}` must be a non-negative integer of pixels. Received: {value!r}"
                 )
-        if not mixup >= 0:
-            raise ValueError(f"`mixup` must be a non-negative number. Received: {mixup!r}")
+        for label, value in (("mixup", mixup), ("cutmix", cutmix)):
+            if not value >= 0:
+                raise ValueError(f"`{label}` must be a non-negative number. Received: {value!r}")
         self.padding = padding
         self.flip = bool(flip)
         self.cutout = cutout
         self.mixup = float(mixup)
+        self.cutmix = float(cutmix)
         self.seed = seed
         self.generator = keras.random.SeedGenerator(seed)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and labels are mixed, by mixup or CutMix."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def draw(
         self, rng: np.random.Generator, batch_size: int, image_shape: tuple[int, ...]
@@ -101,7 +126,9 @@ class Augmentation(keras.layers.Layer):
         Returns:
             A dictionary of arrays, those of the parts that are on: `top` and `left` (the
             crop's corner in the padded image), `flip` (bool), `cut_row` and `cut_column` (the
-            square's centre), each `(N,)`; `partner` `(N,)` and `weight` `()` for mixup.
+            square's centre), each `(N,)`; `partner` `(N,)` and `weight` `()`, the share of an
+            image's own label, for mixup and CutMix; with CutMix on, `box` `(4,)`: top, bottom, left
+            and right of the partner's pixels, an empty box where mixup was drawn instead.
         """
         height, width = image_shape[:2]
         transformation: dict[str, np.ndarray] = {}
@@ -113,9 +140,17 @@ class Augmentation(keras.layers.Layer):
         if self.cutout:
             transformation["cut_row"] = rng.integers(0, height, batch_size, dtype="int32")
             transformation["cut_column"] = rng.integers(0, width, batch_size, dtype="int32")
-        if self.mixup:
+        if self.mixes:
             transformation["partner"] = rng.permutation(batch_size).astype("int32")
-            transformation["weight"] = np.float32(rng.beta(self.mixup, self.mixup))
+            cuts = self.cutmix and (not self.mixup or rng.random() < 0.5)
+            alpha = self.cutmix if cuts else self.mixup
+            weight = rng.beta(alpha, alpha)
+            if self.cutmix:
+                box = _box(rng, height, width, weight) if cuts else np.zeros((2, 2), "int32")
+                if cuts:
+                    weight = 1 - np.prod(box[:, 1] - box[:, 0]) / (height * width)
+                transformation["box"] = box.reshape(-1)
+            transformation["weight"] = np.float32(weight)
         return transformation
 
     def get_random_transformation(
@@ -129,7 +164,7 @@ class Augmentation(keras.layers.Layer):
             seed: A seed or `SeedGenerator`; `None` is the layer's own.
 
         Returns:
-            What `draw` returns, as tensors and without mixup; `None` if not training.
+            What `draw` returns, as tensors and without what mixes; `None` if not training.
         """
         if not training:
             return None
@@ -209,7 +244,8 @@ class Augmentation(keras.layers.Layer):
 
         Returns:
             `(images, labels)`, both `weight * own + (1 - weight) * partner's`, images in
-            float32; unchanged if there is no mixup in `transformation`.
+            float32, or their own but for the partner's in a box that is not empty; unchanged if
+            `transformation` does not mix.
         """
         if not transformation or "weight" not in transformation:
             return images, labels
@@ -217,10 +253,19 @@ class Augmentation(keras.layers.Layer):
         weight, partner = transformation["weight"], transformation["partner"]
         images = images.astype("float32") if xp is np else ops.cast(images, "float32")
 
-        def mixed(values):
+        def mixed(values, weight):
             return weight * values + (1 - weight) * xp.take(values, partner, axis=0)
 
-        return mixed(images), mixed(labels)
+        share = weight
+        if "box" in transformation:
+            top, bottom, left, right = (transformation["box"][k] for k in range(4))
+            rows = xp.arange(images.shape[1], dtype="int32")[:, None, None]
+            columns = xp.arange(images.shape[2], dtype="int32")[None, :, None]
+            inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+            # 0 and 1 for the pixels of a box, which makes the sum exact.
+            own = 1 - (inside.astype("float32") if xp is np else ops.cast(inside, "float32"))
+            share = xp.where((top < bottom) & (left < right), own, weight)
+        return mixed(images, share), mixed(labels, weight)
 
     def call(self, images: Any, training: bool = False) -> Any:
         transformation = self.get_random_transformation(images, training=training)
@@ -239,5 +284,6 @@ class Augmentation(keras.layers.Layer):
             "flip": self.flip,
             "cutout": self.cutout,
             "mixup": self.mixup,
+            "cutmix": self.cutmix,
             "seed": self.seed,
         }

@@ -62,8 +62,8 @@ class Batches(EpochDataset):
         self.part = part
         if self.mixes and (num_classes is None or num_classes <= labels.max(initial=0)):
             raise ValueError(
-                "`num_classes` must be given with mixup, whose labels are one-hot, and be above "
-                f"every label. Received: num_classes={num_classes!r}"
+                "`num_classes` must be given with mixup and CutMix, whose labels are one-hot, and "
+                f"be above every label. Received: num_classes={num_classes!r}"
             )
         self.images, self.labels = images, labels.astype("int64")
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, its permutation)
@@ -141,7 +141,7 @@ def batches(
         drop_remainder: Whether to leave out a last batch that is not full.
         backend: `"tf"` for a `tf.data.Dataset` (needs TensorFlow), `"pydataset"` for a
             `Batches`; `"auto"` is `"tf"` on Keras's TensorFlow backend.
-        num_classes: Number of classes, needed with mixup only, whose labels are one-hot.
+        num_classes: Number of classes, needed with mixup and CutMix only, whose labels are one-hot.
         initial_epoch: Number of the first epoch: where a resumed training goes on.
         divisible_by: A number that divides `batch_size`. Of a last batch that is not full so many
             images are left out that it divides that too: for batches that several devices share.
@@ -150,9 +150,9 @@ def batches(
 
     Returns:
         A `tf.data.Dataset` or a `Batches` that yields `(images, labels)`: images of the dtype
-        given and labels int64 `(batch,)`, or with mixup float32 images and float32 labels
-        `(batch, num_classes)`. One pass is one epoch. The dataset of `tf.data` reads its epoch
-        when a pass starts and moves it on with the last batch of the pass.
+        given and labels int64 `(batch,)`, or with mixup or CutMix float32 images and
+        labels `(batch, num_classes)`. One pass is one epoch. The dataset of `tf.data` reads its
+        epoch when a pass starts and moves it on with the last batch of the pass.
 
     Raises:
         ValueError: If an argument is not as described.

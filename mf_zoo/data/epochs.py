@@ -30,7 +30,8 @@ class EpochDataset(keras.utils.PyDataset):
         augment: An `Augmentation`, or `None`.
         seed: Non-negative integer from which everything random follows.
         drop_remainder: Whether to leave out a last batch that is not full.
-        num_classes: Number of classes, needed with mixup only, whose labels are one-hot.
+        num_classes: Number of classes, needed with mixup and CutMix only, whose labels
+            are one-hot.
         initial_epoch: Number of the first epoch.
 
     Attributes:
@@ -64,7 +65,7 @@ class EpochDataset(keras.utils.PyDataset):
             raise ValueError(
                 f"`augment` must be an mf_zoo.data.Augmentation or None. Received: {augment!r}"
             )
-        self.mixes = augment is not None and augment.mixup > 0
+        self.mixes = augment is not None and augment.mixes
         self.count = int(count)
         self.batch_size = int(batch_size)
         self.shuffle = bool(shuffle)
@@ -113,7 +114,7 @@ class EpochDataset(keras.utils.PyDataset):
     def augmented(
         self, images: np.ndarray, labels: np.ndarray, draw: dict[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A batch changed as `draw` says; with mixup its labels become one-hot."""
+        """A batch changed as `draw` says; mixed labels become one-hot."""
         if self.augment is None:
             return images, labels
         images = self.augment.transform_images(images, draw)
@@ -139,7 +140,7 @@ def batch_spec(
     Args:
         source: The dataset.
         image_shape: `(height, width, channels)`.
-        dtype: That of the images before mixup.
+        dtype: That of the images before they are mixed.
         parts: Into how many parts a batch is divided, of which the dataset hands out one.
     """
     import tensorflow as tf

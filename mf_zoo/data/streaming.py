@@ -76,8 +76,8 @@ def stream(
         `"tf"`: a `tf.data.Dataset`, of which one pass is one epoch; it reads its epoch when a pass
         starts and moves it on with the last batch. `"grain"`: an `EpochDataset`, a
         `keras.utils.PyDataset`. Both know their number of batches and yield uint8 images
-        `(batch, height, width, channels)` and int64 labels `(batch,)`, or with mixup both as
-        float32, labels `(batch, classes)`.
+        `(batch, height, width, channels)` and int64 labels `(batch,)`, or with mixup or CutMix
+        both as float32, labels `(batch, classes)`.
 
     Raises:
         ValueError: If an argument is not as described, or the dataset is none of image
@@ -141,7 +141,7 @@ def stream(
     )
     if source.mixes and not label.num_classes:
         raise ValueError(
-            "With mixup the dataset must know its number of classes. Received: "
+            "With mixup or CutMix the dataset must know its number of classes. Received: "
             f"{builder.data_path}, label.num_classes={label.num_classes!r}"
         )
     if backend == "tf":

@@ -81,6 +81,11 @@ class MeanFieldStage(keras.layers.Layer):
             smallest time: the times are a set of nodes, a crossing is a change of names that no
             output sees, and the gradient of a time is that of the place it has when sorted. For
             telling what learned steps do from what reordering does.
+        remat: Whether the activations within a block are computed again in the backward pass
+            instead of being kept (`keras.remat`): of each block its input is kept, for about one
+            more forward pass a step. Results are the same; what a block draws at random, too. (On
+            JAX's CPU nothing is saved unless `unroll=False`: XLA merges the second computation of
+            an unrolled loop with the first there.)
         **kwargs: Keyword arguments of `keras.layers.Layer`.
 
     Attributes:
@@ -117,6 +122,7 @@ class MeanFieldStage(keras.layers.Layer):
         unroll: bool = True,
         seed: int | None = None,
         reorder: bool = True,
+        remat: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -148,6 +154,7 @@ class MeanFieldStage(keras.layers.Layer):
         self.unroll = bool(unroll)
         self.seed = seed
         self.reorder = bool(reorder)
+        self.remat = bool(remat)
         self._template: _Template | None = None
 
     def _check_initial_times(self, initial_times: Any) -> str | list[float]:
@@ -304,6 +311,26 @@ class MeanFieldStage(keras.layers.Layer):
         self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[int, Any], list[Any]]:
         """One block: its output, its new state by weight index, and the losses it added."""
+        if not self.remat:
+            return self._block_step(x, values, step, arguments)
+        # What takes no gradient, such as the state of a seed, is none of the arguments:
+        # TensorFlow would warn of it.
+        floats = {k: v for k, v in enumerate(values) if keras.backend.is_float_dtype(v.dtype)}
+        changed: list[int] = []
+
+        def flat(x: Any, step: Any, *parts: Any) -> list[Any]:
+            given = dict(enumerate(values)) | dict(zip(floats, parts, strict=True))
+            y, states, losses = self._block_step(x, list(given.values()), step, arguments)
+            changed[:] = states
+            return [y, *states.values(), *losses]
+
+        y, *others = keras.remat(flat)(x, step, *floats.values())
+        losses = others[len(changed) :]
+        return y, dict(zip(changed, others, strict=False)), losses
+
+    def _block_step(
+        self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
+    ) -> tuple[Any, dict[int, Any], list[Any]]:
         layer = self.pattern()
         mapping = list(zip(layer.variables, values, strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
@@ -385,6 +412,7 @@ class MeanFieldStage(keras.layers.Layer):
             "unroll": self.unroll,
             "seed": self.seed,
             "reorder": self.reorder,
+            "remat": self.remat,
         }
 
     @classmethod

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mf_zoo.training import runs
-from mf_zoo.training.recipes import Recipe, get_recipe
+from mf_zoo.training.recipes import Recipe, get_recipe, stored_values
 
 RUNS = "runs.csv"
 COLUMNS = (
@@ -115,7 +115,8 @@ class Run:
     def differences(self, config: Mapping[str, Any]) -> list[str]:
         """What a run folder's `config.json` says otherwise than this run."""
         wanted = {key: getattr(self, key) for key in _IDENTITY} | {"recipe": self.recipe.to_dict()}
-        return [key for key, value in wanted.items() if config.get(key) != value]
+        there = {**config, "recipe": stored_values(config.get("recipe", {}))}
+        return [key for key, value in wanted.items() if there.get(key) != value]
 
 
 @dataclasses.dataclass(frozen=True)

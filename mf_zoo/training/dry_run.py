@@ -51,7 +51,8 @@ def dry_run(
     - `weight_copies`: the trained variables once more in the compute dtype, for a step computes
       with copies that are sorted by time and cast;
     - `activations`: batch of the device times `activation_bytes`;
-    - `batch`: uint8 images and int64 labels (with mixup float32 images and one-hot labels);
+    - `batch`: uint8 images and int64 labels (with mixup or CutMix float32 images and one-hot
+      labels);
     - `images`: all images, uint8, with `on_device`.
 
     It is the least that a device must have. What convolutions use as workspace, gradients of
@@ -124,7 +125,7 @@ def dry_run(
         "optimizer": trained_bytes if recipe.momentum else 0,
         "weight_copies": trained * _item_bytes(network.compute_dtype),
         "activations": batch * activation_bytes(network),
-        "batch": batch * (4 * (pixels + classes) if recipe.mixup else pixels + 8),
+        "batch": batch * (4 * (pixels + classes) if recipe.soft_labels else pixels + 8),
         "images": images * (pixels + 8) if on_device else 0,
     }
     return {
@@ -158,6 +159,8 @@ def activation_bytes(model: keras.Model) -> int:
       convolution, and then no further tensor), and of any other activation but the identity.
 
     A sum, padding, average pooling and the normalisation of the images keep nothing of their own.
+    Of each block of a stage with `remat=True` only the input is kept; what one block keeps while it
+    is computed again comes on top.
     `python -m benchmarks.memory` compares the count with what the backends keep
     (benchmarks/results/memory-jax.csv, memory-torch.csv).
 
@@ -258,6 +261,10 @@ def _keep_of_layer(
         for particle in range(layer.num_particles):
             last = particle == layer.num_particles - 1
             step = target if last else object()
+            if layer.remat:
+                keep(source, shape)
+                source = step
+                continue
             _keep_of_layer(layer.pattern(), shape, source, object(), kept)
             if layer.activation is not keras.activations.linear:
                 keep(step, shape)

@@ -8,7 +8,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
     """Cross-entropy of logits, with label smoothing, for integer or soft labels.
 
     Keras has label smoothing for one-hot labels only; a run keeps integer labels, one eightieth
-    of the size, unless mixup makes them soft.
+    of the size, unless mixup or CutMix makes them soft.
 
     Args:
         label_smoothing: Weight of the uniform distribution in the target, in [0, 1)

@@ -24,7 +24,7 @@ from mf_zoo.training.callbacks import (
 from mf_zoo.training.evaluation import evaluate
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.on_device import train_on_device
-from mf_zoo.training.recipes import Recipe, get_recipe
+from mf_zoo.training.recipes import Recipe, get_recipe, stored_values
 from mf_zoo.training.runs import RunError
 from mf_zoo.training.schedules import learning_rate_schedule
 
@@ -233,8 +233,9 @@ def _train(
         _prepare_files(folder, config, epoch)
 
     if epoch < recipe.epochs:
-        soft = recipe.mixup > 0
-        test_targets = np.eye(classes, dtype="float32")[test_labels] if soft else test_labels
+        test_targets = test_labels
+        if recipe.soft_labels:
+            test_targets = np.eye(classes, dtype="float32")[test_labels]
         mine = _part_of(group, test_images, test_targets)
         callbacks = [
             SetEpoch(batches, seed),
@@ -458,7 +459,10 @@ def open_folder(
     now = {**options, "backend": keras.config.backend()}
     differing = [
         f"{key} is {there.get(key)!r} there and {value!r} here"
-        for there, here in ((config, now), (config["recipe"], options["recipe"]))
+        for there, here in (
+            (config, now),
+            (stored_values(config["recipe"]), options["recipe"]),
+        )
         for key, value in here.items()
         if key != "recipe" and there.get(key) != value
     ]
@@ -505,7 +509,7 @@ def load_data(dataset: str, data_dir, holdout: int, limit: int | None):
 def augmentation(recipe: Recipe) -> data.Augmentation:
     """The recipe's augmentation of training images."""
     return data.Augmentation(
-        padding=recipe.padding, flip=recipe.flip, cutout=recipe.cutout, mixup=recipe.mixup
+        **{key: getattr(recipe, key) for key in ("padding", "flip", "cutout", "mixup", "cutmix")}
     )
 
 
@@ -578,7 +582,7 @@ def compile_network(network: keras.Model, recipe: Recipe, schedule, seed: int) -
         seed=seed,
     )
     metrics = keras.metrics
-    if recipe.mixup:
+    if recipe.soft_labels:
         nll = metrics.CategoricalCrossentropy(from_logits=True, name="nll")
     else:
         nll = metrics.SparseCategoricalCrossentropy(from_logits=True, name="nll")

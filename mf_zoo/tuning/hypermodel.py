@@ -213,7 +213,7 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
             verbose=verbose,
         ).history
         x, y = validation_data
-        if recipe.mixup:  # The metrics are those of one-hot labels.
+        if recipe.soft_labels:  # The metrics are those of one-hot labels.
             y = np.eye(classes, dtype="float32")[y]
         scores = model.evaluate(
             x, y, batch_size=runner.EVALUATION_BATCH, verbose=0, return_dict=True

@@ -28,6 +28,7 @@ SPACE: Mapping[str, list | tuple] = types.MappingProxyType(
         "flip": [False, True],
         "cutout": [0, 8, 16],
         "mixup": [0.0, 0.2, 1.0],
+        "cutmix": [0.0, 0.2, 1.0],
     }
 )
 # What only models with learned times have, and of that what is a property of weights.
