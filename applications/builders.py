@@ -11,11 +11,14 @@ import keras
 from mf_zoo import weights as registry
 from mf_zoo.applications.network import Architecture, network
 
+_ENDINGS = (".h5", ".weights.json")  # of files of weights and of indices of their shards
+
 _ARGUMENTS = """
     Args:
         include_top: Whether to end in global average pooling and a classifier.
         weights: `None` (random), a registered name such as `"cifar10"` (see
-            `mf_zoo.weights.records()`), or the path of a `.weights.h5` file of this network.
+            `mf_zoo.weights.records()`), or the path of a `.weights.h5` file of this network
+            (`.weights.json` where it is in shards).
             Registered weights also load into another number of `classes` or without the top:
             the body is then loaded and the head starts afresh.
         input_tensor: Keras tensor to use as images; `None` for a new input.
@@ -190,7 +193,7 @@ def _build(
 
 def is_file(weights: str | os.PathLike) -> bool:
     """Whether `weights` is the path of a file, and not a registered name."""
-    return isinstance(weights, os.PathLike) or os.path.sep in weights or weights.endswith(".h5")
+    return isinstance(weights, os.PathLike) or os.path.sep in weights or weights.endswith(_ENDINGS)
 
 
 def _check_shape(input_shape: tuple[int | None, ...] | None) -> tuple[int | None, ...]:

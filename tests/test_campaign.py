@@ -206,12 +206,13 @@ def test_names_are_equal_where_settings_are(first, second):
 def test_the_campaigns_at_hand():
     """Final runs come in pairs of twins; choices are made on held-out training images."""
     folder = HERE.parent / "benchmarks" / "campaigns"
-    final, sweep, ablations = (
-        campaign.load_campaign(folder / f"cifar10-{name}.toml").runs
-        for name in ("resnets", "sweep", "ablations")
+    final, sweep, ablations, wide = (
+        campaign.load_campaign(folder / f"{name}.toml").runs
+        for name in ("cifar10-resnets", "cifar10-sweep", "cifar10-ablations", "resnexts")
     )
-    for learned, plain in zip(final[::2], final[1::2], strict=True):
+    for learned, plain in zip((final + wide)[::2], (final + wide)[1::2], strict=True):
         assert learned.model == f"MF{plain.model}" and learned.seed == plain.seed
+        assert learned.dataset == plain.dataset
         assert (plain.recipe, plain.holdout, plain.limit) == (RECIPES["cosine"], 0, None)
     seeds = {run.model: [r.seed for r in final if r.model == run.model] for run in final[1::2]}
     assert seeds == {
@@ -220,6 +221,13 @@ def test_the_campaigns_at_hand():
         "ResNet32": [0],
         "ResNet44": [0],
     }
+    assert [(run.model.split("_")[1], run.dataset, run.seed) for run in wide[::2]] == [
+        (width, dataset, 0)
+        for dataset, width in (
+            *(("cifar10", "32x4d"), ("cifar100", "32x4d"), ("cifar100", "8x64d")),
+            *(("cifar100", "16x64d"), ("cifar10", "8x64d"), ("cifar10", "16x64d")),
+        )
+    ]
     assert all(run.holdout == 5000 and run.limit is None for run in (*sweep, *ablations))
     for runs_ in (sweep, ablations):
         assert runs_[0].recipe.name == "cosine" and len({run.recipe.epochs for run in runs_}) == 1

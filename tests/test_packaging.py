@@ -74,7 +74,8 @@ def source(tmp_path_factory):
     copy = tmp_path_factory.mktemp("source") / "mf_zoo-source"
     shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
     (copy / "weights" / "large").mkdir(exist_ok=True)
-    (copy / "weights" / "large" / "net-data.weights.h5").touch()
+    for name in ("net-data.weights.h5", "net-more_00000.weights.h5", "net-more.weights.json"):
+        (copy / "weights" / "large" / name).touch()
     return copy
 
 
@@ -117,7 +118,7 @@ def check_installation(executable, elsewhere, home):
             "weights": [
                 weights.path(record).name
                 for record in weights.records()
-                if record.size <= weights.registry.LARGEST_IN_WHEEL
+                if record.total_size <= weights.registry.LARGEST_IN_WHEEL
             ],
         }))
     """

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_weights import fields
+from test_weights import fields, finished_run, measured, rounded
 
 from mf_zoo import weights
 from mf_zoo.cli import main
@@ -126,12 +126,15 @@ def redirect(url):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers each request by the next function of `script`, then by `answer`."""
+    """Answers each request by the next function of `script`, then by `answer`.
+
+    They send `content`, which is that of `files` if the file that was asked for is among them.
+    """
 
     def __init__(self, content=CONTENT, tls=None):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content, self.script, self.answer = content, [], ranges
-        self.requests, self.release = [], threading.Event()
+        self.files, self.requests, self.release = {}, [], threading.Event()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server_port}/w"
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -159,6 +162,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return parsed
 
     def do_GET(self):
+        self.server.content = self.server.files.get(self.path.split("/")[-1], self.server.content)
         (self.server.script.pop(0) if self.server.script else self.server.answer)(self)
 
     def log_message(self, *_):
@@ -522,10 +526,10 @@ except weights.WeightFileError as error:
 """
 
 
-def worker(server, cache, limit="-"):
-    """A process that asks for RECORD."""
+def worker(server, cache, limit="-", record=RECORD):
+    """A process that asks for a record's weights."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, limit, RECORD.to_json(), str(cache), server.url],
+        [sys.executable, "-c", WORKER, limit, record.to_json(), str(cache), server.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -636,6 +640,85 @@ def test_who_waits_gets_the_file_of_the_one_before(ask, server, tmp_path):
         (cache / RECORD.file).write_bytes(CONTENT)
     thread.join(30)
     assert got == [cache / RECORD.file] and server.requests == []
+
+
+# Weights in several files
+
+SHARDS = [CONTENT, CONTENT[::-1], CONTENT[:1000]]
+INDEX = b'{"weight_map": {}}'
+STEM = RECORD.stem
+
+
+def sharded():
+    """A record of SHARDS with INDEX, and the files' contents by name."""
+    names = [f"{STEM}_{i:05}.weights.h5" for i in range(len(SHARDS))]
+    shards = [
+        {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        for name, content in zip(names, SHARDS, strict=True)
+    ]
+    index = f"{STEM}.weights.json"
+    files = dict(zip([*names, index], [*SHARDS, INDEX], strict=True))
+    return record_of(INDEX, file=index, shards=shards), files
+
+
+def test_shards_are_brought_once_and_taken_up_where_they_were_cut(ask, server, tmp_path):
+    record, server.files = sharded()
+    server.script = [ranges, cut, *[drop] * 2]
+    with pytest.raises(WeightFileError, match=r"_00001\.weights\.h5 could not be fetched"):
+        ask(record)
+    names = list(server.files)
+    assert cached(tmp_path) == [names[0], f"{names[1]}.partial"]
+    server.requests.clear()
+    file = ask(record)
+    assert file == tmp_path / "cache" / record.file
+    assert cached(tmp_path) == sorted(names)
+    assert {name: (file.parent / name).read_bytes() for name in names} == server.files
+    # The first was there, the second in part; the index comes last.
+    assert server.requests == [
+        ("GET", f"/w/{name}", span)
+        for name, span in zip(names[1:], ["bytes=150000-", None, None], strict=True)
+    ]
+    server.requests.clear()
+    assert ask(record) == ask(record, base_url=None) == ask(record, offline=True) == file
+    assert server.requests == []
+
+
+def test_one_damaged_shard_is_mended_alone(ask, server, empty, tmp_path):
+    record, server.files = sharded()
+    second = ask(record).with_name(record.shards[1].file)
+    for damaged in (CONTENT, CONTENT[:-1], None):
+        second.write_bytes(damaged) if damaged else second.unlink()
+        with pytest.raises(WeightFileError, match=r"_00001\.weights\.h5 .*(damaged|missing)"):
+            ask(record, offline=True)
+        server.requests.clear()
+        ask(record)
+        assert [path for _, path, _ in server.requests] == [f"/w/{second.name}"]
+        assert second.read_bytes() == SHARDS[1]
+
+
+def test_processes_share_the_download_of_shards(server, tmp_path):
+    record, server.files = sharded()
+    server.script = [stall]
+    processes = [worker(server, tmp_path / "cache", record=record) for _ in range(2)]
+    until(lambda: server.requests)
+    server.release.set()
+    for process in processes:
+        assert process.communicate(timeout=30) == (f"{tmp_path / 'cache' / record.file}\n", "")
+    assert [path for _, path, _ in server.requests] == [f"/w/{name}" for name in server.files]
+
+
+def test_fetch_of_shards(zoo, server, tmp_path, capsys):
+    record, server.files = sharded()
+    (zoo / f"{STEM}.json").write_text(record.to_json())
+    lost = server.files.pop(record.shards[2].file)
+    server.script = [ranges, ranges, status(404)]
+    assert main(["fetch", "MFResNet20", "--url", server.url]) == 2
+    error = capsys.readouterr().err
+    assert "00002.weights.h5" in error and len(error.splitlines()) == 1
+    server.files[record.shards[2].file] = lost
+    assert main(["fetch", "MFResNet20", "--url", server.url]) == 0
+    brought = f"MFResNet20 cifar10: {tmp_path / 'cache' / record.file}"
+    assert capsys.readouterr().out.splitlines() == [brought]
 
 
 # Progress
@@ -754,3 +837,39 @@ def test_a_builder_downloads_its_weights(tmp_path, monkeypatch):
                 loaded.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True
             ):
                 np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_a_builder_downloads_weights_in_half_precision_and_shards(
+    tmp_path, monkeypatch, server, scheme
+):
+    from mf_zoo import applications
+
+    mirror, zoo = tmp_path / "mirror", tmp_path / "zoo"
+    trained = applications.MFResNet20()
+    rng = np.random.default_rng(1)
+    for weight in trained.weights:
+        weight.assign(rng.uniform(0.1, 1, weight.shape))
+    record = weights.publish(
+        finished_run(tmp_path / "run", trained),
+        directory=mirror,
+        dtype="float16",
+        evaluate=lambda file: measured(8.25),
+        max_shard_size=200_000,
+    )
+    assert len(record.shards) >= 3 and record.total_size < 0.6 * 4 * trained.count_params()
+    zoo.mkdir()
+    shutil.copy(mirror / f"{record.stem}.json", zoo)
+    monkeypatch.setattr(registry, "FOLDER", zoo)
+    monkeypatch.setenv("MF_ZOO_CACHE", str(tmp_path / "cache"))
+    server.files = {part.file: (mirror / part.file).read_bytes() for part in record.files}
+    url = server.url if scheme == "http" else mirror.as_uri()
+    monkeypatch.setenv("MF_ZOO_WEIGHTS_URL", url)
+    model = applications.MFResNet20(weights="cifar10")
+    assert cached(tmp_path) == sorted(server.files)
+    assert len(server.requests) == (len(server.files) if scheme == "http" else 0)
+    for ours, theirs in zip(model.get_weights(), rounded(trained, "predictions"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # The same files by their path, as a user's own.
+    again = applications.MFResNet20(weights=str(tmp_path / "cache" / record.file))
+    assert all(map(np.array_equal, again.get_weights(), model.get_weights()))

@@ -27,6 +27,7 @@ from mf_zoo.training import (
     Recipe,
     RunError,
     evaluate,
+    evaluate_weights,
     get_recipe,
     on_device,
     runner,
@@ -435,6 +436,29 @@ def test_the_result_is_that_of_the_shipped_weights(finished, cifar10_dir):
     last = _rows(finished / "history.csv")[-1]
     assert float(last["test_error"]) == pytest.approx(result["test_error"], abs=1e-4)
     assert float(last["test_loss"]) == pytest.approx(result["test_loss"], rel=1e-4)
+
+
+@pytest.mark.once
+def test_weights_are_measured_as_the_run_measured_its_own(finished, cifar10_dir, tmp_path):
+    result = json.loads((finished / "result.json").read_text())
+    scores = evaluate_weights(finished, finished / result["file"], data_dir=cifar10_dir)
+    assert scores.images == 64
+    assert scores.error == pytest.approx(result["test_error"], abs=1e-5)
+    assert scores.nll == pytest.approx(result["test_loss"], rel=1e-5)
+    found = []
+
+    def measure(file):
+        found.append(evaluate_weights(finished, file, data_dir=cifar10_dir))
+        return found[-1]
+
+    half = weights.publish(
+        finished, directory=tmp_path, partial=True, dtype="float16", evaluate=measure
+    )
+    assert half.test_error == pytest.approx(result["test_error"], abs=0.02)
+    # Other weights, by a little.
+    assert 0 < abs(found[0].nll - scores.nll) < 1e-2
+    with pytest.raises(RunError, match=r"must hold a config\.json\. Received: "):
+        evaluate_weights(tmp_path, finished / result["file"], data_dir=cifar10_dir)
 
 
 def test_the_history_tells_what_happened(finished):

@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 import shutil
+import types
 
 import h5py
 import keras
@@ -62,6 +64,12 @@ def fields(**changes):
         "train_seconds": 3600.5,
         **changes,
     }
+
+
+def shard(**changes):
+    """The fields of the first shard of such a record."""
+    file = "mf_resnet20-cifar10_00000.weights.h5"
+    return {"file": file, "sha256": "0" * 64, "size": 5, **changes}
 
 
 @pytest.fixture
@@ -139,11 +147,38 @@ def test_record_survives_json():
         ("initial_weights", ""),
         ("freeze", "stem"),
         ("freeze", [1]),
+        ("name", "cifar10_00000"),
+        ("dtype", "bfloat16"),
+        ("shards", None),
+        ("shards", ["mf_resnet20-cifar10_00000.weights.h5"]),
+        ("shards", [shard(mode=1)]),
+        ("shards", [shard(file="../mf_resnet20-cifar10_00000.weights.h5")]),
+        ("shards", [shard(file="mf_resnet20-cifar10_00001.weights.h5")]),
+        ("shards", [shard(sha256="0" * 63)]),
+        ("shards", [shard(sha256=0)]),
+        ("shards", [shard(size=0)]),
+        ("shards", [shard(size=True)]),
     ],
 )
 def test_record_refuses_a_wrong_field(field, value):
     with pytest.raises(ValueError, match=rf"`{field}` must be .*Received: {field}="):
         WeightRecord.from_json(json.dumps(fields(**{field: value})))
+
+
+@pytest.mark.once
+def test_record_of_shards():
+    second = shard(file="mf_resnet20-cifar10_00001.weights.h5", size=6)
+    index = "mf_resnet20-cifar10.weights.json"
+    record = WeightRecord(**fields(file=index, shards=[shard(), second], dtype="float16"))
+    assert WeightRecord.from_json(record.to_json()) == record
+    assert hash(WeightRecord.from_json(record.to_json())) == hash(record)
+    assert [part.file for part in record.files] == [shard()["file"], second["file"], index]
+    assert record.total_size == 5 + 6 + 7
+    one = WeightRecord(**fields())
+    assert (one.files, one.total_size, one.dtype) == ((one,), 7, "float32")
+    for wrong in (fields(file=index), fields(shards=[shard()])):
+        with pytest.raises(ValueError, match=r"`file` must be .*Received: file="):
+            WeightRecord(**wrong)
 
 
 @pytest.mark.once
@@ -357,16 +392,142 @@ def test_files_that_are_no_weights_are_refused_before_keras_reads_them(tmp_path)
     assert weights.check_file(whole) == whole
 
 
+# Shards
+
+
+def convolutions(particles=3):
+    """A stage of particles, arrays of all ranks, and a dropout's random state."""
+    from mf_zoo.layers import BasicBlock, MeanFieldStage
+
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            L.Conv2D(8, 3, name="stem"),
+            MeanFieldStage(BasicBlock(8), particles, activation="relu", name="stage1"),
+            L.GlobalAveragePooling2D(),
+            L.Dropout(0.5),
+            L.Dense(10, name="head"),
+        ]
+    )
+
+
+@pytest.fixture
+def index(tmp_path):
+    """The index of such a network's shards, as Keras saves them."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    index = folder / "net.weights.json"
+    convolutions().save_weights(index, max_shard_size=8_000 / 2**30)
+    return index
+
+
+def refuses(model, index, match):
+    """Asserts that an index is refused and the model unchanged."""
+    before = values(model)
+    with pytest.raises(WeightFileError, match=match):
+        weights.load(model, index)
+    assert same(before, values(model))
+
+
+def test_load_reads_the_shards_that_keras_saves(tmp_path):
+    saved, model = convolutions(), convolutions()
+    index = tmp_path / "net.weights.json"
+    # An optimizer's state goes to a shard of its own, or beside variables.
+    saved.compile("adam")
+    saved.save_weights(index, max_shard_size=8_000 / 2**30)
+    stage = json.loads(index.read_text())["weight_map"]["/layers/mean_field_stage/vars"]
+    assert len(stage) >= 2
+    *shards, last = weights.parts(index)
+    assert last == index and sorted(shards) == sorted(tmp_path.glob("*.h5"))
+    weights.load(model, index)
+    assert same(values(saved), values(model))
+    refuses(convolutions(4), index, r"\(3,.*instead of \(4,")
+
+
+@pytest.mark.once
+def test_shards_that_are_missing_or_damaged_are_refused(index):
+    model = convolutions()
+    shard = index.with_name("net_00001.weights.h5")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    refuses(model, index, r"whole HDF5 file.*net_00001")
+    shard.unlink()
+    refuses(model, index, r"must exist.*Received: .*net_00001")
+    shutil.copy(index.with_name("net_00000.weights.h5"), shard)
+    refuses(model, index, r"hold each variable once\. Received: .* in net_00001")
+    shard.write_bytes(whole)
+    weights.load(model, index)
+    for part in weights.parts(index):
+        # Keras, and we, look for shards by the name of the index.
+        shutil.copy(part, part.with_name(part.name.replace("net", "other")))
+    refuses(model, index.with_name("other.weights.json"), r"'other_00000.*Received: .*net_00000")
+    index.unlink()
+    refuses(model, index, r"must exist.*Received: .*net\.weights\.json")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name",
+    ["../net_00001.weights.h5", "/etc/net_00001.weights.h5", "net_00009.weights.h5", "passwd", 7],
+)
+def test_an_index_names_shards_beside_it_only(index, name):
+    (index.parent.parent / "net_00001.weights.h5").write_bytes(b"elsewhere")
+    content = json.loads(index.read_text())
+    for group, shards in content["weight_map"].items():
+        content["weight_map"][group] = [
+            name if shard == "net_00001.weights.h5" else shard for shard in shards
+        ]
+    index.write_text(json.dumps(content))
+    refuses(convolutions(), index, r"(?s)index.*Received: ")
+    with pytest.raises(WeightFileError, match="index"):
+        weights.parts(index)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {}}']
+)
+def test_what_is_no_index_is_refused(index, content):
+    index.write_text(content)
+    refuses(convolutions(), index, r"index.*net\.weights\.json")
+
+
+@pytest.mark.once
+def test_an_index_that_hides_variables_is_refused(index):
+    content = json.loads(index.read_text())
+    head = content["weight_map"].pop("/layers/dense/vars")
+    index.write_text(json.dumps(content))
+    refuses(convolutions(), index, r"another answer than theirs for /layers/dense/vars")
+    content["weight_map"]["/layers/dense/vars"] = ["net_00000.weights.h5"]
+    assert head != ["net_00000.weights.h5"]
+    index.write_text(json.dumps(content))
+    refuses(convolutions(), index, r"another answer than theirs for /layers/dense/vars")
+
+
+@pytest.mark.once
+def test_a_training_that_starts_from_shards_knows_all_of_them(index):
+    from mf_zoo.training import pretrained
+
+    start = pretrained.settings(str(index), ())
+    assert start["weights"] == str(index)
+    content = b"".join(part.read_bytes() for part in weights.parts(index))
+    assert start["weights_sha256"] == hashlib.sha256(content).hexdigest()
+
+
 # Publishing
 
 
 @pytest.fixture
 def run_dir(tmp_path):
     """The folder of a finished run of three epochs, as `mf-zoo train` leaves it."""
-    run = tmp_path / "run"
+    return finished_run(tmp_path / "run", dense_net())
+
+
+def finished_run(run, model):
+    """Makes such a folder of a run that trained a model."""
     run.mkdir()
     file = run / "final.weights.h5"
-    dense_net().save_weights(file)
+    model.save_weights(file)
     recipe = {"name": "quick", "quadrature": "midpoint", "horizon": 2.5}
     result = fields(
         date="2026-01-31T23:59:59+00:00",
@@ -510,6 +671,229 @@ def test_large_files_are_published_outside_the_wheel(tmp_path, monkeypatch, run_
     assert not (folder / large.file).exists()
 
 
+# Publishing in half precision and in shards
+
+
+def measured(error):
+    """What an evaluation says, as far as a record is interested."""
+    return types.SimpleNamespace(error=error, top5_error=0.5, coarse_error=2.5)
+
+
+def rounded(model, classifier="head"):
+    """What half precision makes of a network: of the kernels, but for the classifier's."""
+    return [
+        value.astype("float16").astype("float32")
+        if "kernel" in variable.path and classifier not in variable.path
+        else value
+        for variable, value in zip(model.weights, values(model), strict=True)
+    ]
+
+
+@pytest.fixture
+def conv_run(tmp_path):
+    """A finished run of such a network, and the network, with random values everywhere."""
+    model = convolutions()
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        if variable.dtype.startswith("float"):
+            variable.assign(rng.uniform(0.1, 1, variable.shape))
+    return finished_run(tmp_path / "run", model), model
+
+
+def weight_files(folder):
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.weights.*"))
+
+
+@pytest.mark.parametrize(
+    "largest",
+    [
+        pytest.param(1_000_000, marks=pytest.mark.once, id="one file"),
+        pytest.param(30_000, id="shards"),
+    ],
+)
+def test_half_precision_loads_as_rounded_float32(conv_run, tmp_path, largest):
+    run, model = conv_run
+    registry = tmp_path / "registry"
+    expected = rounded(model)
+    changed = sum(not np.array_equal(*pair) for pair in zip(expected, values(model), strict=True))
+    assert changed == 3  # of the stem and the blocks' two
+    loaded, keras_alone, evaluated = convolutions(), convolutions(), []
+
+    def evaluate(file):
+        keras_alone.load_weights(file)
+        evaluated.append(file.name)
+        return measured(8.27)
+
+    record = weights.publish(
+        run, directory=registry, dtype="float16", evaluate=evaluate, max_shard_size=largest
+    )
+    assert (record.dtype, record.test_error) == ("float16", 8.27)
+    assert (record.test_top5_error, record.test_coarse_error) == (0.5, 2.5)
+    assert weights.records(directory=registry) == [record]
+    weights.load(loaded, weights.path(record, directory=registry))
+    assert {weight.dtype for weight in loaded.weights} == {"float32"}
+    assert same(values(loaded), expected) and same(values(keras_alone), expected)
+    assert evaluated == [record.file]
+    sizes = [path.stat().st_size for path in registry.glob("*.weights.*")]
+    assert len(sizes) == len(record.files) and max(sizes) <= largest
+    assert len(record.shards) >= 3 or largest == 1_000_000
+    assert record.total_size == sum(sizes)
+    whole = (run / "final.weights.h5").stat().st_size
+    assert record.shards or sizes[0] < 0.8 * whole
+
+
+@pytest.mark.once
+def test_half_precision_needs_the_same_test_error(conv_run, tmp_path):
+    run, _ = conv_run
+    registry = tmp_path / "registry"
+
+    def publish(error):
+        return weights.publish(
+            run, directory=registry, dtype="float16", evaluate=lambda file: measured(error)
+        )
+
+    for error in (8.28, 8.22, float("nan")):
+        with pytest.raises(
+            ValueError, match=rf"0\.02 points.*Received: {error} % instead of 8\.25"
+        ):
+            publish(error)
+    with pytest.raises(ValueError, match=r"`evaluate` must measure it\. Received: dtype='float16'"):
+        weights.publish(run, directory=registry, dtype="float16")
+    with pytest.raises(ValueError, match=r"`dtype` must be .*Received: dtype='bfloat16'"):
+        weights.publish(run, directory=registry, dtype="bfloat16")
+    assert not registry.exists()
+    for error in (8.23, 8.25, 8.27):
+        (registry / "mf_resnet20-cifar10.json").unlink(missing_ok=True)
+        shutil.rmtree(registry, ignore_errors=True)
+        assert publish(error).test_error == error
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stem/kernel", 7e4, r"at most 65504 in size\. Received: layers/conv2d/vars/0 .*70000"),
+        ("stem/kernel", -math.inf, r"must be finite\. Received: layers/conv2d/vars/0 .*with 1 "),
+        ("head/bias", math.nan, r"must be finite\. Received: layers/dense/vars/1"),
+        ("head/bias", 7e4, None),
+        ("stem/kernel", 65504, None),
+    ],
+)
+def test_half_precision_holds_finite_numbers_of_its_range(tmp_path, name, value, message):
+    model = convolutions()
+    (weight,) = (weight for weight in model.weights if weight.path.endswith(name))
+    content = np.array(weight.numpy(), copy=True)
+    content.flat[1] = value
+    weight.assign(content)
+    run = finished_run(tmp_path / "run", model)
+
+    def publish():
+        return weights.publish(
+            run,
+            directory=tmp_path / "registry",
+            dtype="float16",
+            evaluate=lambda file: measured(8.25),
+        )
+
+    if message is None:
+        weights.load(model, weights.path(publish(), directory=tmp_path / "registry"))
+        assert weight.numpy().flat[1] == value
+        return
+    with pytest.raises(WeightFileError, match=message):
+        publish()
+    assert not (tmp_path / "registry").exists()
+
+
+@pytest.mark.once
+def test_shards_are_verified_replaced_and_kept_out_of_the_wheel(conv_run, tmp_path, monkeypatch):
+    run, model = conv_run
+    registry, stem = tmp_path / "registry", "mf_resnet20-cifar10"
+
+    def publish(largest, **options):
+        return weights.publish(run, directory=registry, max_shard_size=largest, **options)
+
+    with pytest.raises(ValueError, match=r"at least \d+ bytes, .*Received: max_shard_size=10000"):
+        publish(10_000)
+    for size in (0, 1.5, None):
+        with pytest.raises(ValueError, match=r"whole number of bytes\. Received: max_shard_size="):
+            publish(size)
+    assert not registry.exists()
+    record = publish(30_000)
+    assert record.dtype == "float32" and record.test_error == 8.25
+    shards = [f"{stem}_{i:05}.weights.h5" for i in range(len(record.shards))]
+    assert weight_files(registry) == sorted([*shards, f"{stem}.weights.json"])
+    loaded = convolutions()
+    weights.load(loaded, weights.path(record, directory=registry))
+    assert same(values(loaded), values(model))
+
+    shard = registry / record.shards[1].file
+    whole = shard.read_bytes()
+    for damaged, message in (
+        (whole[:-1], r"_00001\.weights\.h5 must have \d+ bytes.*truncated"),
+        (whole[::-1], r"_00001\.weights\.h5 must have the SHA-256"),
+        (None, r"_00001\.weights\.h5 is missing"),
+    ):
+        shard.write_bytes(damaged) if damaged else shard.unlink()
+        with pytest.raises(WeightFileError, match=message):
+            weights.path(record, directory=registry)
+    # What is left of registered weights is in the way of others, too.
+    for file in (registry / f"{stem}.json", registry / record.file):
+        file.unlink()
+    with pytest.raises(FileExistsError):
+        publish(30_000)
+
+    monkeypatch.setattr(weights.publishing, "LARGEST_IN_WHEEL", record.total_size - 1)
+    large = publish(30_000, overwrite=True)
+    assert weight_files(registry) == sorted(f"large/{part.file}" for part in large.files)
+    file = weights.path(large, directory=registry)
+    assert file == registry / "large" / large.file
+    assert [part.parent for part in weights.parts(file)] == [file.parent] * len(large.files)
+    monkeypatch.undo()
+    one = publish(90_000_000, overwrite=True)
+    assert weight_files(registry) == [one.file] == [f"{stem}.weights.h5"]
+
+
+@pytest.mark.once
+def test_killed_publish_of_shards_leaves_no_record(conv_run, tmp_path, monkeypatch):
+    registry = tmp_path / "registry"
+    replace, done = os.replace, []
+
+    def killed(source, target):
+        if target.name.endswith(".json") and not target.name.endswith(".weights.json"):
+            raise KeyboardInterrupt
+        done.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        weights.publish(conv_run[0], directory=registry, max_shard_size=30_000)
+    # The index after all that it names.
+    assert done.index("mf_resnet20-cifar10.weights.json") == len(weight_files(registry)) - 1
+    assert weights.records(directory=registry) == []
+
+
+@pytest.mark.once
+def test_publish_command_in_half_precision(conv_run, tmp_path, monkeypatch, capsys):
+    from mf_zoo import training
+
+    run, registry = conv_run[0], tmp_path / "registry"
+    asked = []
+
+    def evaluate_weights(run, file, *, data_dir):
+        asked.append((run, file.name, data_dir))
+        return measured(8.26)
+
+    monkeypatch.setattr(training, "evaluate_weights", evaluate_weights)
+    command = ["publish", str(run), "--directory", str(registry), "--dtype", "float16"]
+    assert cli.main(command) == 2
+    assert "`--dtype float16` needs `--data-dir`" in capsys.readouterr().err
+    command += ["--data-dir", "D", "--max-shard-size", "30000"]
+    assert cli.main(command) == 0
+    (record,) = weights.records(directory=registry)
+    assert (record.dtype, record.test_error) == ("float16", 8.26) and record.shards
+    assert asked == [(run, record.file, pathlib.Path("D"))]
+
+
 # What is shipped
 
 
@@ -536,8 +920,9 @@ def test_cifar10_weights_ship_and_are_nearly_as_good_as_the_original(model):
 @pytest.mark.once
 def test_shipped_weights_are_whole_and_come_with_their_history():
     for record in weights.records():
-        file = weights.path(record)
-        assert stored_numbers(file) == record.parameters
+        *shards, file = weights.parts(weights.path(record))
+        assert sum(map(stored_numbers, shards or [file])) == record.parameters
+        assert all(part.stat().st_size <= weights.MAX_SHARD_SIZE for part in (*shards, file))
         with (weights.registry.FOLDER / f"{record.stem}.history.csv").open(newline="") as history:
             rows = list(csv.DictReader(history))
         assert [int(row["epoch"]) for row in rows] == list(range(1, record.epochs + 1))

@@ -5,20 +5,25 @@ A registered file is three things side by side in this folder: the weights
 (`mf_resnet20-cifar10.json`, read as a `WeightRecord`), and the history of the run that made them
 (`mf_resnet20-cifar10.history.csv`, for a mean-field model also `.times.csv`). Weight files of more
 than 10 MB do not ride in the wheel: they lie in `large` in a checkout, else they are downloaded
-into a cache (`mf_zoo.weights.path`).
+into a cache (`mf_zoo.weights.path`). Large networks are stored in half precision, where that does
+not change their test error, and in shards: `*_00000.weights.h5` and so on with the index
+`*.weights.json`, which any function here takes in the place of a file (`mf_zoo.weights.publish`).
 """
 
-from mf_zoo.weights.files import WeightFileError, check_file, load, verify
-from mf_zoo.weights.publishing import publish
-from mf_zoo.weights.record import WeightRecord
+from mf_zoo.weights.files import WeightFileError, check_file, load, parts, verify
+from mf_zoo.weights.publishing import MAX_SHARD_SIZE, publish
+from mf_zoo.weights.record import Shard, WeightRecord
 from mf_zoo.weights.registry import get, path, records
 
 __all__ = [
+    "MAX_SHARD_SIZE",
+    "Shard",
     "WeightFileError",
     "WeightRecord",
     "check_file",
     "get",
     "load",
+    "parts",
     "path",
     "publish",
     "records",

@@ -1,6 +1,7 @@
 """Weight files: checked before they are read, and read whole or not at all."""
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ if TYPE_CHECKING:
     import h5py
     import keras
 
-_SUFFIX = ".weights.h5"
+SUFFIX = ".weights.h5"
+INDEX_SUFFIX = ".weights.json"  # of an index of shards
 _SHOWN = 4  # differences named in an error message
 
 
@@ -64,25 +66,54 @@ def check_file(path: str | Path) -> Path:
     """Checks that a path names a readable weight file in Keras's `.weights.h5` format.
 
     Args:
-        path: The file, as saved by `model.save_weights`.
+        path: The file, as saved by `model.save_weights`; or an index, `.weights.json`, with its
+            shards beside it, as saved with `max_shard_size`.
 
     Returns:
         The path.
 
     Raises:
-        WeightFileError: The name does not end in `.weights.h5`, the file is missing, or it is
-            no (whole) HDF5 file.
+        WeightFileError: The name ends otherwise, a file is missing, or it is no (whole) HDF5
+            file; or the index does not say what the shards hold.
     """
     path = Path(path)
-    if not path.name.endswith(_SUFFIX):
+    if not path.name.endswith((SUFFIX, INDEX_SUFFIX)):
         raise WeightFileError(
-            f"A weight file must be named '*{_SUFFIX}', as `model.save_weights` writes it. "
-            f"Received: {path}"
+            f"A weight file must be named '*{SUFFIX}', or '*{INDEX_SUFFIX}' if it is an index of "
+            f"shards, as `model.save_weights` writes it. Received: {path}"
         )
-    if not path.is_file():
-        raise WeightFileError(f"A weight file must exist before it is loaded. Received: {path}")
     _structure(path)
     return path
+
+
+def parts(path: str | Path) -> list[Path]:
+    """The files that make up a weight file: itself alone, or its shards and then the index.
+
+    Args:
+        path: A `.weights.h5` file, or the `.weights.json` index of shards.
+
+    Returns:
+        The paths. The shards lie beside the index and need not exist.
+
+    Raises:
+        WeightFileError: The index is missing, no index, or names other files than
+            `NAME_00000.weights.h5` and so on.
+
+    Example:
+
+    >>> [part.name for part in mf_zoo.weights.parts("mine.weights.h5")]
+    ['mine.weights.h5']
+    """
+    path = Path(path)
+    if not path.name.endswith(INDEX_SUFFIX):
+        return [path]
+    shards = set().union(*_index(path).values())
+    return [*(path.with_name(shard) for shard in sorted(shards)), path]
+
+
+def shard_name(stem: str, index: int) -> str:
+    """The name that Keras gives a shard, and looks for, whatever the index says of the first."""
+    return f"{stem}_{index:05}{SUFFIX}"
 
 
 def load(model: "keras.Model", path: str | Path) -> None:
@@ -96,7 +127,8 @@ def load(model: "keras.Model", path: str | Path) -> None:
 
     Args:
         model: A built model.
-        path: A `.weights.h5` file, as saved by `model.save_weights`.
+        path: A `.weights.h5` file, or the `.weights.json` index of shards, as saved by
+            `model.save_weights`.
 
     Raises:
         WeightFileError: The file cannot be read or is of another architecture. The model's
@@ -114,7 +146,7 @@ def load(model: "keras.Model", path: str | Path) -> None:
     skipped = [model.optimizer] if getattr(model, "optimizer", None) is not None else None
     with tempfile.TemporaryDirectory() as folder:
         # The one public way to learn where Keras expects each variable is to let it save them.
-        reference = Path(folder) / f"expected{_SUFFIX}"
+        reference = Path(folder) / f"expected{SUFFIX}"
         model.save_weights(reference)
         expected = _structure(reference)
     received = _structure(path)
@@ -136,8 +168,66 @@ def load(model: "keras.Model", path: str | Path) -> None:
         ) from error
 
 
+def _index(path: Path) -> dict[str, set[str]]:
+    """The names of the shards by the group of variables that they hold, as an index has them."""
+    _check_exists(path)
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        groups = {
+            group: {shards} if isinstance(shards, str) else set(shards)
+            for group, shards in weight_map.items()
+        }
+        named = sorted(set().union(*groups.values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WeightFileError(
+            f"An index of shards must be JSON with a `weight_map`, as `model.save_weights` writes "
+            f"it: {path} is truncated, damaged or something else. Received: {error!r}"
+        ) from error
+    stem = path.stem.replace(".weights", "")  # as Keras derives it
+    if not named or named != [shard_name(stem, index) for index in range(len(named))]:
+        raise WeightFileError(
+            f"The index {path} must name the shards '{shard_name(stem, 0)}' and so on, which lie "
+            f"beside it. Received: {named[:_SHOWN]}"
+        )
+    return groups
+
+
 def _structure(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every dataset of a weight file by its place, the optimizer's state aside."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    groups: dict[str, set[str]] = {}
+    for part in parts(path):
+        if part.name.endswith(INDEX_SUFFIX):
+            continue
+        for place, shape in datasets(part).items():
+            if place in shapes:
+                raise WeightFileError(
+                    f"Shards of weights must hold each variable once. Received: {place} in "
+                    f"{part.name} of {path} and in another one"
+                )
+            shapes[place] = shape
+            groups.setdefault(f"/{place.rpartition('/')[0]}", set()).add(part.name)
+    if path.name.endswith(INDEX_SUFFIX):
+        named = {
+            group: shards
+            for group, shards in _index(path).items()
+            if group.split("/")[1:2] != ["optimizer"]
+        }
+        differing = [
+            group
+            for group in sorted(groups.keys() | named.keys())
+            if groups.get(group) != named.get(group)
+        ]
+        if differing:
+            raise WeightFileError(
+                f"The index {path} must say which shards hold which variables. Received: another "
+                f"answer than theirs for {', '.join(differing[:_SHOWN])}"
+            )
+    return shapes
+
+
+def datasets(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every dataset of an HDF5 file by its place, the optimizer's state aside."""
     import h5py
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -146,6 +236,7 @@ def _structure(path: Path) -> dict[str, tuple[int, ...]]:
         if isinstance(item, h5py.Dataset) and place.split("/")[0] != "optimizer":
             shapes[place] = tuple(item.shape)
 
+    _check_exists(path)
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
@@ -155,6 +246,11 @@ def _structure(path: Path) -> dict[str, tuple[int, ...]]:
             f"is truncated, damaged or something else. Received: {error}"
         ) from error
     return shapes
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise WeightFileError(f"A weight file must exist before it is loaded. Received: {path}")
 
 
 def _differences(expected: dict[str, tuple[int, ...]], received: dict[str, tuple[int, ...]]) -> str:

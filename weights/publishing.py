@@ -1,16 +1,25 @@
 """Taking the weights of a finished training run into the registry."""
 
 import csv
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.weights.files import check_file, verify
-from mf_zoo.weights.record import WeightRecord
+from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, check_file, parts, shard_name, verify
+from mf_zoo.weights.record import DTYPES, Shard, WeightRecord
 from mf_zoo.weights.registry import FOLDER, LARGE, LARGEST_IN_WHEEL
+from mf_zoo.weights.rewriting import rewrite
+
+# A file of a repository that stays clonable; GitHub takes 100 MiB at most.
+MAX_SHARD_SIZE = 90_000_000  # bytes
+# By so much may the test error change in half precision: 2 of 10,000 images.
+TOLERANCE = 0.02  # points
 
 
 def publish(
@@ -20,13 +29,20 @@ def publish(
     *,
     overwrite: bool = False,
     partial: bool = False,
+    dtype: str = "float32",
+    evaluate: Callable[[Path], Any] | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> WeightRecord:
     """Registers the last epoch's weights of a finished run of `mf-zoo train`.
 
     Writes the weight file, the run's histories and, last of all, the record, each beside its
     place and then renamed: whenever it is killed, the registry holds no record without its file.
-    A weight file of more than 10 MB goes to the folder `large` of the registry, which is no part
-    of the wheel: put it at the base URL that users download from (`mf_zoo.weights.path`).
+    Weights of more than 10 MB go to the folder `large` of the registry, which is no part of the
+    wheel: put them at the base URL that users download from (`mf_zoo.weights.path`).
+
+    In half precision the kernels take half the room: arrays of three or more dimensions, while
+    vectors, statistics, times and the classifier stay float32. It is for weights whose test error
+    stays the same to 0.02 points; the error of the rounded network is what the record has then.
 
     Args:
         run_dir: The run folder.
@@ -36,16 +52,43 @@ def publish(
         partial: Whether a run that used part of the images only (`limit`, `holdout`) is taken.
             For trying things out: its error is not that of the whole test split, so it needs a
             `directory` of its own.
+        dtype: What kernels are stored in, `"float32"` or `"float16"`. Loaded variables have the
+            dtype of the model either way.
+        evaluate: Needed for `"float16"`: returns the `mf_zoo.training.Evaluation` of the run's
+            network with the weights of a file (`mf_zoo.training.evaluate_weights`).
+        max_shard_size: Size in bytes that no file exceeds. A larger one is stored as several
+            shards (`*_00000.weights.h5` and so on) and their index (`*.weights.json`) in Keras's
+            format.
 
     Returns:
         The new record.
 
     Raises:
-        ValueError: The run is unfinished, its files do not belong together, or it used part of
-            the images only.
+        ValueError: The run is unfinished, its files do not belong together, it used part of the
+            images only, the test error is another in half precision, or an array is larger than
+            a shard may be.
         FileExistsError: The name is taken.
-        WeightFileError: The run's weight file is damaged.
+        WeightFileError: The run's weight file is damaged, or holds weights that half precision
+            cannot.
+
+    Example:
+
+    >>> def evaluate(file):
+    ...     return mf_zoo.training.evaluate_weights("runs/a", file, data_dir="D")
+    >>> mf_zoo.weights.publish("runs/a", dtype="float16", evaluate=evaluate)  # doctest: +SKIP
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}")
+    if dtype != "float32" and evaluate is None:
+        raise ValueError(
+            "Weights are stored in half precision only if the test error stays the same: "
+            f"`evaluate` must measure it. Received: dtype={dtype!r}, evaluate=None"
+        )
+    if not isinstance(max_shard_size, int) or max_shard_size < 1:
+        raise ValueError(
+            f"`max_shard_size` must be a whole number of bytes. "
+            f"Received: max_shard_size={max_shard_size!r}"
+        )
     run = Path(run_dir)
     folder = FOLDER if directory is None else Path(directory)
     config, result = _read(run, "config.json"), _read(run, "result.json")
@@ -73,26 +116,77 @@ def publish(
     record = _record(name or result["dataset"], config, result)
 
     target = folder / f"{record.stem}.json"
-    file, other = folder / record.file, folder / LARGE / record.file
-    if record.size > LARGEST_IN_WHEEL:
-        file, other = other, file
-    if not overwrite and any(path.exists() for path in (target, file, other)):
+    if not overwrite and (target.exists() or _stored(folder, record.stem)):
         raise FileExistsError(
             f"Registered weights must not change under their name: choose another name, or pass "
             f"overwrite=True. Received: {target}"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _place(file, lambda part: shutil.copyfile(source, part))
-    verify(file, record.sha256, record.size)
-    other.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        if dtype != "float32" or record.size > max_shard_size:
+            size = max_shard_size
+            source = rewrite(source, Path(scratch), record.stem, dtype=dtype, max_shard_size=size)
+            record = _with_files(record, source)
+        if dtype != "float32":
+            scores = evaluate(source)
+            error = round(scores.error, 6)
+            # A little more, for both are rounded; and not a number is no error.
+            if not abs(error - record.test_error) <= TOLERANCE + 2e-6:
+                raise ValueError(
+                    f"In half precision the test error must stay the same to {TOLERANCE} points: "
+                    f"publish {run} in float32. Received: {error} % instead of "
+                    f"{record.test_error} %"
+                )
+            record = dataclasses.replace(
+                record,
+                dtype=dtype,
+                test_error=error,
+                test_top5_error=scores.top5_error,
+                test_coarse_error=scores.coarse_error,
+            )
+        home = folder / LARGE if record.total_size > LARGEST_IN_WHEEL else folder
+        home.mkdir(parents=True, exist_ok=True)
+        placed = [home / part.file for part in record.files]
+        for origin, file, part in zip(parts(source), placed, record.files, strict=True):
+            _place(file, lambda beside, origin=origin: shutil.copyfile(origin, beside))
+            verify(file, part.sha256, part.size)
+    for file in set(_stored(folder, record.stem)) - set(placed):
+        file.unlink()
     for kind in ("history", "times"):
         history, copy = run / f"{kind}.csv", folder / f"{record.stem}.{kind}.csv"
         if history.exists():
-            _place(copy, lambda part, history=history: shutil.copyfile(history, part))
+            _place(copy, lambda beside, history=history: shutil.copyfile(history, beside))
         else:
             copy.unlink(missing_ok=True)
-    _place(target, lambda part: part.write_text(record.to_json(), encoding="utf-8"))
+    _place(target, lambda beside: beside.write_text(record.to_json(), encoding="utf-8"))
     return record
+
+
+def _stored(folder: Path, stem: str) -> list[Path]:
+    """The weight files of that name in a registry."""
+    names = (f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}")
+    shards = shard_name(stem, 0).replace("00000", "[0-9]" * 5)
+    return [
+        file
+        for home in (folder, folder / LARGE)
+        for name in (*names, shards)
+        for file in home.glob(name)
+    ]
+
+
+def _with_files(record: WeightRecord, source: Path) -> WeightRecord:
+    """The record of weights that were written anew: in one file, or in shards with an index."""
+    *shards, last = (
+        Shard(file=part.name, sha256=_sha256(part), size=part.stat().st_size)
+        for part in parts(source)
+    )
+    return dataclasses.replace(
+        record, file=last.file, sha256=last.sha256, size=last.size, shards=shards
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(run: Path, name: str) -> dict[str, Any]:

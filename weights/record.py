@@ -7,11 +7,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _PATTERNS = {
     "model": (r"[A-Za-z][A-Za-z0-9_]*", "the name of a model builder, such as 'MFResNet20'"),
     "dataset": (r"[a-z0-9_]+", "the name of a dataset, such as 'cifar10'"),
-    "name": (r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, '-' and '_'"),
+    # A name that ends like a shard's would make a file that may be another record's shard.
+    "name": (
+        r"(?!.*_\d{5}$)[a-z0-9][a-z0-9_-]*",
+        "lower-case letters, digits, '-' and '_', without '_' and five digits at the end",
+    ),
     "sha256": (r"[0-9a-f]{64}", "64 lower-case hexadecimal digits"),
 }
 _TEXTS = ("recipe", "quadrature", "device", "command", "backend")
@@ -22,6 +27,22 @@ _NUMBERS = {
     "train_seconds": math.inf,
 }
 _LEAST = {"size": 1, "parameters": 1, "classes": 1, "epochs": 1, "seed": 0}
+DTYPES = ("float32", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of several that hold the weights together; `WeightRecord` checks its values.
+
+    Args:
+        file: Name of the file, `"<stem of record>_00000.weights.h5"` for the first.
+        sha256: Digest of the file, 64 hexadecimal digits.
+        size: Size of the file in bytes.
+    """
+
+    file: str
+    sha256: str
+    size: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +56,10 @@ class WeightRecord:
         model: Name of the builder in `mf_zoo.applications`, e.g. `"MFResNet20"`.
         dataset: Name of the dataset the model was trained on, e.g. `"cifar10"`.
         name: What a user passes as `weights=`; the dataset's name for a model's main weights.
-        file: Name of the weight file, `"<stem of model>-<name>.weights.h5"`.
-        sha256: Digest of the weight file, 64 hexadecimal digits.
-        size: Size of the weight file in bytes.
+        file: Name of the weight file, `"<stem of model>-<name>.weights.h5"`; of weights in shards
+            that of their index, which ends in `.weights.json`.
+        sha256: Digest of that file, 64 hexadecimal digits.
+        size: Size of that file in bytes.
         parameters: Number of weights in the model, trainable or not.
         classes: Number of classes of the model's head.
         test_error: Top-1 error in % on the dataset's whole test split, after the last epoch.
@@ -61,6 +83,10 @@ class WeightRecord:
         initial_weights: What the training started from: the name of registered weights, or name
             and digest of a file; `None` for random weights. Records may leave it out.
         freeze: Layers that were not trained, names or patterns. Records may leave it out.
+        dtype: What the kernels are stored in, `"float32"` or `"float16"`; the network is the same,
+            and `test_error` is that of the stored weights. Records may leave it out.
+        shards: The files that hold the weights, in order, where there are several: a `Shard` or
+            its fields for each. Records may leave it out.
 
     Raises:
         ValueError: A field has the wrong type or an impossible value.
@@ -97,6 +123,8 @@ class WeightRecord:
     reorder: bool = True
     initial_weights: str | None = None
     freeze: Sequence[str] = ()
+    dtype: str = "float32"
+    shards: Sequence[Shard | Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         for field, (pattern, meaning) in _PATTERNS.items():
@@ -109,7 +137,7 @@ class WeightRecord:
                 raise _wrong(field, "a text that is not empty", value)
         for field, least in _LEAST.items():
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not _is_count(value, least):
                 raise _wrong(field, f"an integer, at least {least}", value)
         for field, most in _NUMBERS.items():
             value = getattr(self, field)
@@ -126,8 +154,12 @@ class WeightRecord:
             or not 0.0 < horizon < math.inf
         ):
             raise _wrong("horizon", "null or a number greater than 0", horizon)
-        if self.file != f"{self.stem}.weights.h5":
-            raise _wrong("file", f"{self.stem + '.weights.h5'!r}", self.file)
+        if self.dtype not in DTYPES:
+            raise _wrong("dtype", " or ".join(map(repr, DTYPES)), self.dtype)
+        object.__setattr__(self, "shards", self._checked_shards())
+        file = self.stem + (".weights.json" if self.shards else ".weights.h5")
+        if self.file != file:
+            raise _wrong("file", repr(file), self.file)
         try:
             dated = datetime.date.fromisoformat(self.date).isoformat() == self.date
         except (TypeError, ValueError):
@@ -149,6 +181,37 @@ class WeightRecord:
             isinstance(text, str) and text for item in self.versions.items() for text in item
         ):
             raise _wrong("versions", "an object of package names and versions", self.versions)
+
+    def _checked_shards(self) -> tuple[Shard, ...]:
+        expected = (
+            f"a list of objects with the `file` {self.stem + '_00000.weights.h5'!r} and so on, its "
+            "`sha256` and its `size`"
+        )
+        try:
+            shards = tuple(
+                shard if isinstance(shard, Shard) else Shard(**shard) for shard in self.shards
+            )
+        except TypeError as error:
+            raise _wrong("shards", expected, self.shards) from error
+        for index, shard in enumerate(shards):
+            if not (
+                shard.file == f"{self.stem}_{index:05}.weights.h5"
+                and isinstance(shard.sha256, str)
+                and re.fullmatch(_PATTERNS["sha256"][0], shard.sha256)
+                and _is_count(shard.size, 1)
+            ):
+                raise _wrong("shards", expected, shard)
+        return shards
+
+    @property
+    def files(self) -> "tuple[Shard | WeightRecord, ...]":
+        """All files of the weights by `file`, `sha256` and `size`: shards, then the record's."""
+        return (*self.shards, self)
+
+    @property
+    def total_size(self) -> int:
+        """Size of all files of the weights in bytes."""
+        return sum(part.size for part in self.files)
 
     @property
     def stem(self) -> str:
@@ -235,6 +298,10 @@ _OPTIONAL = {
     for field in dataclasses.fields(WeightRecord)
     if field.default is not dataclasses.MISSING
 }
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _wrong(field: str, expected: str, value: object) -> ValueError:

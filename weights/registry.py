@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mf_zoo.weights.files import verify
+from mf_zoo.weights.files import INDEX_SUFFIX, verify
 from mf_zoo.weights.record import WeightRecord
 from mf_zoo.weights.remote import fetch
 
@@ -30,7 +30,9 @@ def records(
     Raises:
         ValueError: A record file in the folder is damaged.
     """
-    found = (WeightRecord.read(file) for file in sorted(_folder(directory).glob("*.json")))
+    files = sorted(_folder(directory).glob("*.json"))
+    # Beside records may lie indices of shards.
+    found = (WeightRecord.read(file) for file in files if not file.name.endswith(INDEX_SUFFIX))
     return [
         record
         for record in found
@@ -73,7 +75,8 @@ def path(
 
     A file is looked for in the registry, in the cache, and at the base URL, from where it is
     downloaded into the cache: https, file, or http on this machine, redirected to https at most.
-    The record says what the file must be, so the URL need not be trusted.
+    The record says what the file must be, so the URL need not be trusted. Of weights in several
+    files all are brought to one folder and verified.
 
     Args:
         record: The record of the file.
@@ -86,11 +89,12 @@ def path(
             environment variable `MF_ZOO_OFFLINE`, 0 or 1.
 
     Returns:
-        Path of the file, whose size and SHA-256 digest are those of the record.
+        Path of the file, whose size and SHA-256 digest are those of the record. For weights in
+        shards, that of the index, with the shards beside it.
 
     Raises:
-        WeightFileError: The file is missing, truncated, damaged, or another file, and no whole
-            one can be downloaded.
+        WeightFileError: The file, or a shard, is missing, truncated, damaged, or another file,
+            and no whole one can be downloaded.
 
     Example:
 
@@ -101,7 +105,9 @@ def path(
     folders = (_folder(directory), _folder(directory) / LARGE)
     for folder in folders:
         if (folder / record.file).is_file():
-            return verify(folder / record.file, record.sha256, record.size)
+            for part in record.files:
+                verify(folder / part.file, part.sha256, part.size)
+            return folder / record.file
     return fetch(record, base_url=base_url, cache_dir=cache_dir, offline=offline, searched=folders)
 
 

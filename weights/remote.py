@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mf_zoo import __version__
 from mf_zoo.weights.files import WeightFileError, verify
-from mf_zoo.weights.record import WeightRecord
+from mf_zoo.weights.record import Shard, WeightRecord
 
 URL_VARIABLE = "MF_ZOO_WEIGHTS_URL"
 CACHE_VARIABLE = "MF_ZOO_CACHE"
@@ -26,6 +26,9 @@ PAUSE = 1.0  # seconds before the second attempt, twice that before the third
 TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
 _CHUNK = 1 << 16
 _TRANSIENT = (408, 425, 429)  # and every status from 500
+
+
+_Part = Shard | WeightRecord  # one file, by `file`, `sha256` and `size`
 
 
 class _Interrupted(Exception):
@@ -65,7 +68,8 @@ def fetch(
 
     Processes that ask at once wait for the one that downloads. A download that was cut short,
     even by a kill, is kept beside its place as `*.partial`, and the next one goes on from there.
-    A damaged file in the cache is replaced, and never removed without a replacement.
+    A damaged file in the cache is replaced, and never removed without a replacement. Weights in
+    shards are brought shard by shard and the index last, each by these rules.
 
     Args:
         record: The record of the file.
@@ -75,16 +79,27 @@ def fetch(
         searched: Folders without the file, for the error message.
 
     Returns:
-        Path of the file, whose size and SHA-256 digest are those of the record.
+        Path of the file, whose size and SHA-256 digest are those of the record; of weights in
+        shards, that of the index, beside its shards.
 
     Raises:
         WeightFileError: There is no whole file and none can be had.
     """
-    file = cache_folder(cache_dir) / record.file
+    folder = cache_folder(cache_dir)
+    for part in record.files:
+        _fetch(part, folder / part.file, base_url, offline, searched)
+    return folder / record.file
+
+
+def _fetch(
+    part: _Part, file: Path, base_url: str | None, offline: bool | None, searched: Sequence[Path]
+) -> None:
+    """Has one file of a record be at its place in the cache, whole."""
     damage = None
     if os.path.isfile(file):
         try:
-            return verify(file, record.sha256, record.size)
+            verify(file, part.sha256, part.size)
+            return
         except WeightFileError as error:
             damage = error
     base = _base(base_url)
@@ -99,21 +114,20 @@ def fetch(
             "folder that holds it"
         )
         raise WeightFileError(
-            f"The weight file {record.file} is missing from {folders}; {remedy}. "
+            f"The weight file {part.file} is missing from {folders}; {remedy}. "
             f"Received: {file}, which does not exist"
         )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _lock(file):
-            if not _is_whole(file, record):  # Another process may have brought it meanwhile.
-                _download(record, f"{base.rstrip('/')}/{record.file}", file)
+            if not _is_whole(file, part):  # Another process may have brought it meanwhile.
+                _download(part, f"{base.rstrip('/')}/{part.file}", file)
     except OSError as error:
         raise WeightFileError(
-            f"The weight file {record.file} ({record.size:,} bytes) must be written to the cache "
+            f"The weight file {part.file} ({part.size:,} bytes) must be written to the cache "
             f"{file.parent}: set {CACHE_VARIABLE} or `cache_dir` to a folder that has room and "
             f"can be written. Received: {error}"
         ) from error
-    return file
 
 
 def _base(base_url: str | None) -> str | None:
@@ -165,9 +179,9 @@ def _is_offline(offline: bool | None) -> bool:
     return value == "1"
 
 
-def _is_whole(file: Path, record: WeightRecord) -> bool:
+def _is_whole(file: Path, part: _Part) -> bool:
     try:
-        verify(file, record.sha256, record.size)
+        verify(file, part.sha256, part.size)
     except WeightFileError:
         return False
     return True
@@ -191,20 +205,20 @@ def _lock(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _download(record: WeightRecord, url: str, file: Path) -> None:
+def _download(part: _Part, url: str, file: Path) -> None:
     """Brings a file to its place, whole or not at all; the caller holds its lock."""
     partial = file.with_name(f"{file.name}.partial")
     free = shutil.disk_usage(file.parent).free + _size(partial)
-    if free < record.size:
+    if free < part.size:
         raise OSError(f"{free:,} bytes are free")
     attempts = 1 if url.startswith("file:") else ATTEMPTS
     failure: object = None
-    with _progress(record) as show:
+    with _progress(part) as show:
         for attempt in range(attempts):
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
-                _receive(url, partial, record.size, show)
+                _receive(url, partial, part.size, show)
             except _Interrupted as error:
                 failure = error
                 continue
@@ -212,14 +226,14 @@ def _download(record: WeightRecord, url: str, file: Path) -> None:
                 partial.unlink(missing_ok=True)
                 raise
             # Read back, so that what is checked is what the disk holds.
-            if not _is_whole(partial, record):
+            if not _is_whole(partial, part):
                 partial.unlink()
-                failure = f"a damaged or another file, its digest is not {record.sha256}"
+                failure = f"a damaged or another file, its digest is not {part.sha256}"
                 continue
             os.replace(partial, file)
             return
     raise WeightFileError(
-        f"The weight file {record.file} could not be fetched from {url} in "
+        f"The weight file {part.file} could not be fetched from {url} in "
         f"{attempts} attempt{'s' if attempts > 1 else ''}. Received: {failure}"
     )
 
@@ -300,7 +314,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 @contextlib.contextmanager
-def _progress(record: WeightRecord) -> Iterator[Callable[[int], None]]:
+def _progress(part: _Part) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error, where that is a terminal."""
     if not _on_terminal():
         yield lambda done: None
@@ -320,7 +334,7 @@ def _progress(record: WeightRecord) -> Iterator[Callable[[int], None]]:
         redirect_stderr=False,
     )
     with bar:
-        task = bar.add_task(record.file, total=record.size)
+        task = bar.add_task(part.file, total=part.size)
         yield lambda done: bar.update(task, completed=done)
 
 

@@ -42,7 +42,7 @@ def _export(options: argparse.Namespace) -> None:
     activation = None if options.logits else "softmax"
     model, _ = load_trained(options.model, weights, options.dataset, activation)
     # Of a file or a run folder the name says which it is.
-    stem = Path(weights).name.removesuffix(".weights.h5")
+    stem = Path(weights).name.removesuffix(".weights.h5").removesuffix(".weights.json")
     default = Path(f"{options.model.lower()}-{stem}{_SUFFIXES[options.format]}")
     output = options.output or default
     with input_errors():

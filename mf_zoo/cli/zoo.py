@@ -74,6 +74,7 @@ def _info(options: argparse.Namespace) -> None:
     with input_errors():
         model = applications.get(options.model)(input_shape=_shape(size))
     architecture = applications.architecture(options.model)
+    records = weights.records(model=options.model)
     trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
     about = {
         "name": options.model,
@@ -91,7 +92,7 @@ def _info(options: argparse.Namespace) -> None:
             }
             for stage in stages(model)
         ],
-        "weights": [dataclasses.asdict(record) for record in weights.records(model=options.model)],
+        "weights": [dataclasses.asdict(record) for record in records],
     }
     if options.json:
         print(json.dumps(about, indent=2))
@@ -103,13 +104,13 @@ def _info(options: argparse.Namespace) -> None:
     for stage in about["stages"]:
         shape = " x ".join(map(str, stage["shape"]))
         print(f"{stage['name']:14} {stage['particles']} x {stage['block']}, {shape}")
-    for record in about["weights"]:
+    for record in records:
         print(
-            f"weights        {record['name']!r}: test error {record['test_error']:.2f} % on "
-            f"{record['dataset']}, recipe {record['recipe']}, {record['epochs']} epochs, seed "
-            f"{record['seed']}, {record['size'] / 1e6:.1f} MB"
+            f"weights        {record.name!r}: test error {record.test_error:.2f} % on "
+            f"{record.dataset}, recipe {record.recipe}, {record.epochs} epochs, seed "
+            f"{record.seed}, {record.total_size / 1e6:.1f} MB ({record.dtype})"
         )
-    if not about["weights"]:
+    if not records:
         print("weights        none registered")
 
 

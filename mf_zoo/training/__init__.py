@@ -13,6 +13,7 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "Recipe": "recipes",
         "RunError": "runs",
         "evaluate": "evaluation",
+        "evaluate_weights": "runner",
         "get_recipe": "recipes",
         "learning_rate_schedule": "schedules",
         "train": "runner",

@@ -17,7 +17,8 @@ def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[st
     """The settings of a start as a run or a search stores them.
 
     Args:
-        weights: Registered name, or a `.weights.h5` file; `None` for random weights.
+        weights: Registered name, or a `.weights.h5` file or `.weights.json` index of shards; `None`
+            for random weights.
         freeze: Names or patterns of layers.
 
     Returns:
@@ -29,7 +30,7 @@ def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[st
     """
     digest = None
     if weights is not None and is_file(weights):
-        digest = runs.sha256(registry.check_file(weights))
+        digest = runs.sha256(*registry.parts(registry.check_file(weights)))
         weights = str(Path(weights).absolute())
     freeze = [freeze] if isinstance(freeze, str) else list(freeze)
     return {"weights": weights, "weights_sha256": digest, "freeze": freeze}

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from mf_zoo import applications, data
+from mf_zoo import weights as registry
 from mf_zoo.devices import accelerator
 from mf_zoo.training import distribution, pretrained, runs
 from mf_zoo.training.callbacks import (
@@ -21,7 +22,7 @@ from mf_zoo.training.callbacks import (
     History,
     random_states,
 )
-from mf_zoo.training.evaluation import evaluate
+from mf_zoo.training.evaluation import Evaluation, evaluate
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.on_device import train_on_device
 from mf_zoo.training.recipes import Recipe, get_recipe, stored_values
@@ -276,15 +277,53 @@ def _train(
     with dtype_policy("float32"):
         final = build_network(builder, recipe, classes)
     final.set_weights(network.get_weights())
-    scores = evaluate(
-        final,
-        test_images,
-        test_labels,
-        EVALUATION_BATCH,
-        from_logits=True,
-        superclasses=data.superclasses(dataset),
-    )
+    scores = _evaluate(final, dataset, test_images, test_labels)
     return group.from_main(lambda: _write_result(folder, config, recipe, final, scores))
+
+
+def evaluate_weights(
+    run_dir: str | Path, weights: str | Path, *, data_dir: str | Path | None = None
+) -> Evaluation:
+    """Measures a weight file as a finished run measured its own.
+
+    Args:
+        run_dir: The run folder, which says what the network is and what it is evaluated on.
+        weights: A `.weights.h5` file, or the `.weights.json` index of shards.
+        data_dir: As in `train`.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        RunError: If the folder holds no run, or the data cannot be loaded.
+        ValueError: If the weights are missing, damaged, or of another network.
+
+    Example:
+
+    >>> file = "runs/a/final.weights.h5"
+    >>> evaluate_weights("runs/a", file, data_dir="D").error  # doctest: +SKIP
+    8.92
+    """
+    folder = Path(run_dir)
+    config = runs.read_json(folder / runs.CONFIG)
+    if config is None:
+        raise RunError(f"A run folder must hold a {runs.CONFIG}. Received: {folder}")
+    _, (images, labels), _ = load_data(
+        config["dataset"], data_dir, config["holdout"], config["limit"]
+    )
+    with usage_errors(), dtype_policy("float32"):
+        recipe = Recipe(**config["recipe"])
+        classes = len(data.class_names(config["dataset"]))
+        network = build_network(applications.get(config["model"]), recipe, classes)
+    registry.load(network, weights)
+    return _evaluate(network, config["dataset"], images, labels)
+
+
+def _evaluate(network: keras.Model, dataset: str, images, labels) -> Evaluation:
+    groups = data.superclasses(dataset)
+    return evaluate(
+        network, images, labels, EVALUATION_BATCH, from_logits=True, superclasses=groups
+    )
 
 
 def _prepare_files(folder: Path, config: dict[str, Any], epoch: int) -> None:

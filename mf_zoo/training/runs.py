@@ -109,10 +109,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: Path) -> str:
+    """Returns the SHA-256 of a file, or of several one after another, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]):
