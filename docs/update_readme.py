@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import deployment, grouped_convolution, memory, scaling, train_step
+from benchmarks import deployment, grouped_convolution, harness, memory, scaling, train_step
+from examples import transfer
 from mf_zoo.weights.__main__ import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "weights": table,
+        "transfer": lambda: transfer.table(
+            transfer.read(harness.RESULTS / "transfer-tensorflow.csv")
+        ),
         "benchmark": train_step.readme_table,
         "deployment": deployment.readme_table,
         "grouped": grouped_convolution.readme_table,
