@@ -358,11 +358,25 @@ def test_predict_takes_the_only_weights_there_are(tmp_path, monkeypatch, capsys)
     other = dataclasses.replace(record, **other)
     monkeypatch.setattr(applications, "get", lambda name: build)
     file = _save(tmp_path, "a.png", data.sample("cifar10")[0][0])
-    for registered, label in (([other], 100), ([other, record], 10), ([record], 10)):
-        monkeypatch.setattr(weights, "records", lambda found=registered, **_: found)
-        assert main(["predict", "Any", str(file), "--top", str(label), "--json"]) == 0
+    strong = dataclasses.replace(
+        other, name="cifar100-strong", file="mf_resnet20-cifar100-strong.weights.h5"
+    )
+    hundred = ["--dataset", "cifar100"]
+    for registered, label, dataset in (
+        ([other], 100, []),
+        ([other, record], 10, []),
+        ([record], 10, []),
+        ([other, record], 100, hundred),
+        ([other, strong, record], 100, hundred),
+    ):
+
+        def records(model=None, dataset=None, found=registered):
+            return [record for record in found if dataset in (None, record.dataset)]
+
+        monkeypatch.setattr(weights, "records", records)
+        assert main(["predict", "Any", str(file), "--top", str(label), "--json", *dataset]) == 0
         assert len(json.loads(capsys.readouterr().out)[0]["predictions"]) == label
-    assert asked == ["cifar100", "cifar10", "cifar10"]
+    assert asked == ["cifar100", "cifar10", "cifar10", "cifar100", "cifar100"]
 
 
 @pytest.mark.once
@@ -372,7 +386,10 @@ def test_predict_takes_the_only_weights_there_are(tmp_path, monkeypatch, capsys)
         (["ResNet20", "absent.png"], "must exist. Received: absent.png"),
         (["ResNet21", "{file}"], "Received: 'ResNet21'"),
         (["ResNet20", "{file}", "--weights", "imagenet"], "Received: 'imagenet'"),
-        (["ResNet20", "{file}", "--dataset", "cifar100"], "have 10 classes"),
+        (
+            ["ResNet20", "{file}", "--weights", "cifar10", "--dataset", "cifar100"],
+            "have 10 classes",
+        ),
         (["ResNet20", "{file}", "--top", "11"], "from 1 to 10. Received: 11"),
         (["ResNet20", "{file}", "--batch-size", "0"], "Received: 0"),
     ],

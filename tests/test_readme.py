@@ -83,15 +83,16 @@ def test_the_examples_run_as_written(tmp_path, monkeypatch):
     assert (got == names["animal"]).mean() > 0.9
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("name", ["MFResNet20", "ResNet20"])
-def test_shipped_weights_know_the_embedded_images(name):
-    images, labels = data.sample("cifar10")
-    model = applications.get(name)(weights="cifar10")
+def test_shipped_weights_know_the_embedded_images(name, dataset):
+    images, labels = data.sample(dataset)
+    model = applications.get(name)(weights=dataset)
     probabilities = model.predict(images, verbose=0)
     error = 100 * (probabilities.argmax(1) != labels).mean()
     # 200 images: the record's error with four standard deviations of a sample's.
-    expected = weights.get(name, "cifar10").test_error
-    assert error < expected + 4 * 100 * np.sqrt(0.09 * 0.91 / 200)
+    expected = weights.get(name, dataset).test_error / 100
+    assert error / 100 < expected + 4 * np.sqrt(expected * (1 - expected) / 200)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-4)
 
 

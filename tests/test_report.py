@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -337,6 +338,10 @@ def test_the_report_is_the_same_to_the_byte_and_checked(tmp_path, capsys):
         f"{folder / 'swaps.png'} is missing",
     ]
     assert (folder / "report.md").read_bytes() == first["report.md"]
+
+
+def test_the_committed_reports_are_what_their_results_give(capsys):
+    assert cli.main(["report", str(ROOT / "results"), "--check"]) == 0, capsys.readouterr().out
 
 
 def test_a_campaign_without_a_finished_run_has_a_report(tmp_path, capsys):

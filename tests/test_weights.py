@@ -14,6 +14,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -915,6 +916,17 @@ def stored_numbers(file):
 def test_cifar10_weights_ship_and_are_nearly_as_good_as_the_original(model):
     # He et al., 2016, table 6: ResNet-20 has 8.75 % test error, after 164 epochs.
     assert weights.get(model, "cifar10").test_error <= 9.0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("model", ["MFResNet20", "ResNet20"])
+def test_cifar100_weights_ship_and_are_those_of_the_report(model):
+    record = weights.get(model, "cifar100")
+    with (ROOT / "results" / "cifar100-cpu" / "runs.csv").open(newline="") as file:
+        (row,) = (row for row in csv.DictReader(file) if row["model"] == model)
+    assert row["sha256"] == record.sha256
+    for key in ("test_error", "test_top5_error", "test_coarse_error"):
+        assert float(row[key]) == getattr(record, key)
 
 
 @pytest.mark.once

@@ -98,8 +98,11 @@ def test_list(capsys):
     assert main(["list", "*RESNET20", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found] == ["MFResNet20", "ResNet20"]
-    record = weights.get("MFResNet20", "cifar10")
-    assert found[0]["weights"] == {"cifar10": record.test_error}
+    record, other = weights.records(model="MFResNet20")
+    assert found[0]["weights"] == {
+        "cifar10": record.test_error,
+        "cifar100": other.test_error,
+    }
     assert found[0]["particles"] == [3, 2, 2]
     assert main(["list", "--pretrained"]) == 0
     lines = capsys.readouterr().out.splitlines()

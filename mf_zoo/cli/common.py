@@ -60,12 +60,16 @@ def input_errors() -> Iterator[None]:
         raise RunError(str(error)) from error
 
 
-def default_weights(model: str) -> str:
-    """Name of the weights to take where none is named: the only ones, else those of CIFAR-10."""
+def default_weights(model: str, dataset: str | None) -> str:
+    """Name of the weights to take where none is named.
+
+    The only ones (trained on the dataset, if that is named), else the dataset's main ones, else
+    those of CIFAR-10.
+    """
     from mf_zoo import weights as registry
 
-    names = [record.name for record in registry.records(model=model)]
-    return names[0] if len(names) == 1 else "cifar10"
+    names = [record.name for record in registry.records(model=model, dataset=dataset)]
+    return names[0] if len(names) == 1 else dataset or "cifar10"
 
 
 def load_trained(

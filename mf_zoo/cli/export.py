@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> None:
     from mf_zoo import deploy
 
-    weights = options.weights or default_weights(options.model)
+    weights = options.weights or default_weights(options.model, options.dataset)
     activation = None if options.logits else "softmax"
     model, _ = load_trained(options.model, weights, options.dataset, activation)
     # Of a file or a run folder the name says which it is.

@@ -49,7 +49,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     with input_errors():
         files = data.image_files(options.images)
-    weights = options.weights or default_weights(options.model)
+    weights = options.weights or default_weights(options.model, options.dataset)
     model, dataset = load_trained(options.model, weights, options.dataset, "softmax")
     if not 1 <= options.top <= model.output_shape[-1]:
         raise RunError(
