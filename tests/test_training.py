@@ -518,7 +518,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     assert not list(folder.glob("partial-*"))
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
