@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 BACKENDS := tensorflow jax torch
-# The longest first. `once`: tests that do not depend on the backend, on TensorFlow.
+# The longest first. `once`: tests that do not depend on the backend, on TensorFlow; those of them
+# that train, in processes of their own too, are `once_on_torch`.
 PASSES := jax once tensorflow torch
 JOBS ?= 2
 PYTEST_ARGS ?=
@@ -52,8 +53,9 @@ test: $(VENV)/.test
 
 # XLA compiles for most of the JAX pass; its code need not be fast there.
 test-jax: export XLA_FLAGS ?= --xla_backend_optimization_level=0
-test-%: SELECT := -m "not once"
+test-%: SELECT := -m "not once and not once_on_torch"
 test-once: SELECT := -m once
+test-torch: SELECT := -m "not once"
 test-%: BACKEND = $*
 test-once: BACKEND := tensorflow
 $(PASSES:%=test-%): test-%: $(VENV)/.test

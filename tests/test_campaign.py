@@ -583,7 +583,7 @@ initial_times = "random"
 """
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_a_campaign_killed_and_resumed_ends_with_the_same_weights(cifar10_dir, tmp_path):
     file = _file(tmp_path, REAL)
     loaded = campaign.load_campaign(file)

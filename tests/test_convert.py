@@ -82,6 +82,7 @@ def test_same_scores_as_the_peer_and_as_mean_field(
     expected = logits_of(network, images)
     model = applications.get(name)(classifier_activation=None, **arguments)
     assert convert.from_torch(network.state_dict(), model, mean=MEAN, std=STD) is model
+    assert not any(stage.train_times for stage in stages(model))
     close(outputs(model, images), expected)
 
     twin = convert.to_mean_field(model)

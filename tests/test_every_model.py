@@ -1,16 +1,18 @@
-"""What every network of the zoo can do, as Keras tests its own applications."""
+"""What every network of the zoo can do, as Keras tests its own applications.
+
+What depends on the kind of block alone is tested on small networks, on each backend; what others
+count, on all mean-field networks, once. test_convert.py runs their plain twins.
+"""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from networks import SMALL, small
 
 from mf_zoo import applications, data
 from mf_zoo.layers import stages
 
-BACKEND = keras.config.backend()
-# Twins differ in `train_times` alone: both are built where that is fast.
-NAMES = applications.list_models("*" if BACKEND == "tensorflow" else "MF*")
 # Trainable parameters for 10 classes without times. ResNets of basic blocks: He et al.'s networks
 # with projection shortcuts; ResNet-164, ResNeXt: as PyTorch implementations count them (the papers
 # round, to 1.7 M, 34.4 M and 68.1 M).
@@ -35,24 +37,27 @@ def parameters(model):
     )
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def model(request):
-    """Each network as it is by default, one after the other."""
+@pytest.fixture(scope="module", params=applications.list_models("MF*"))
+def network(request):
+    """The name of a network, and the network as it is by default, one after the other."""
     keras.utils.set_random_seed(0)
-    return applications.get(request.param)()
+    return request.param, applications.get(request.param)()
 
 
-@pytest.fixture
-def build(model):
-    name = next(name for name in NAMES if name.lower() == model.name)
-    return applications.get(name)
+@pytest.fixture(scope="module", params=SMALL)
+def kind(request):
+    """A kind of block, and a small network of it."""
+    return request.param, small(request.param)
 
 
-def test_parameters(model, build):
-    name = build.__name__
+@pytest.mark.once
+def test_parameters(network):
+    name, model = network
+    assert model.name == name.lower()
     assert parameters(model) == PARAMETERS[name.removeprefix("MF")]
-    trained = {stage.times.trainable for stage in stages(model)}
-    assert trained == {name.startswith("MF")}
+    assert all(stage.times.trainable for stage in stages(model))
+    particles = tuple(stage.num_particles for stage in stages(model))
+    assert particles == applications.architecture(name).particles
     assert model.output_shape == (None, 10) and model.input_shape == (None, 32, 32, 3)
 
 
@@ -66,9 +71,10 @@ def test_post_activation_variant():
         applications.ResNet164(preactivation=False, weights="cifar10")
 
 
-def test_the_body_of_any_size_takes_the_same_weights(model, build):
-    channels = applications.architecture(build.__name__).channels[-1]
-    body = build(include_top=False, input_shape=(None, None, 3))
+def test_the_body_of_any_size_takes_the_same_weights(kind):
+    name, model = kind
+    channels = SMALL[name].channels[-1]
+    body = small(name, include_top=False, input_shape=(None, None, 3))
     assert body.output_shape == (None, None, None, channels)
     assert [weight.shape for weight in body.weights] == [
         weight.shape for weight in model.weights[:-2]
@@ -76,15 +82,13 @@ def test_the_body_of_any_size_takes_the_same_weights(model, build):
     for side, expected in ((16, 4), (33, 9), (224, 56)):
         shape = body.compute_output_shape((2, side, side, 3))
         assert shape == (2, expected, expected, channels)
-    if model.name.startswith("mf"):  # twins share this code
-        pooled = build(include_top=False, pooling="max", input_shape=(48, 64, 3))
-        assert pooled.output_shape == (None, channels)
-        assert pooled.count_params() == body.count_params()
 
 
-# Twins share this code, and the files of large ResNeXts have hundreds of megabytes.
+# One of each kind: twins and depths share this code.
 @pytest.mark.once
-@pytest.mark.parametrize("name", [f"MF{n}" for n, count in PARAMETERS.items() if count < 5e6])
+@pytest.mark.parametrize(
+    "name", ["MFResNet20", "MFPreActResNet110", "MFResNet164", "MFResNeXt29_32x4d"]
+)
 def test_weight_files_load_into_another_size(name, tmp_path):
     build = applications.get(name)
     model = build()
@@ -110,7 +114,8 @@ def logits(model, images):
 
 
 @pytest.mark.once
-def test_scores(model):
+def test_scores(network):
+    _, model = network
     images = data.sample("cifar10")[0][:2].astype("float32")
     scores = ops.convert_to_numpy(model(images, training=False))
     assert scores.shape == (2, 10) and scores.dtype == np.float32
@@ -121,20 +126,21 @@ def test_scores(model):
 
 
 @pytest.mark.once
-def test_configuration(model):
+def test_configuration(kind):
+    _, model = kind
     again = type(model).from_config(model.get_config())
     assert again.get_config() == model.get_config()
     assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", ["MFResNet20", "MFPreActResNet110", "MFResNeXt29_32x4d"])
+@pytest.mark.parametrize("name", ["basic", "pre-activation", "ResNeXt"])
 def test_mixed_precision(name, policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        model = applications.get(name)(include_top=False, input_shape=(16, 16, 3))
-        head = applications.get(name)(classes=3)
+        model = small(name, include_top=False, input_shape=(16, 16, 3))
+        head = small(name, classes=3, classifier_activation="softmax")
     finally:
         keras.config.set_dtype_policy(before)
     assert {variable.dtype for variable in model.variables} <= {"float32"}
@@ -144,15 +150,15 @@ def test_mixed_precision(name, policy):
         assert ops.dtype(stage.step_sizes()) == "float32"
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow's CPU convolves channels last only")
-def test_channels_first(model, build):
+@pytest.mark.skipif(
+    keras.config.backend() == "tensorflow", reason="TensorFlow's CPU convolves channels last only"
+)
+def test_channels_first(kind):
+    name, model = kind
     keras.config.set_image_data_format("channels_first")
     try:
-        first = build()
-        assert first.input_shape == (None, 3, 32, 32)
-        assert [w.shape for w in first.weights] == [w.shape for w in model.weights]
-        body = build(include_top=False)
-        channels = applications.architecture(build.__name__).channels[-1]
-        assert body.output_shape == (None, channels, 8, 8)
+        first = small(name)
     finally:
         keras.config.set_image_data_format("channels_last")
+    assert [w.shape for w in first.weights] == [w.shape for w in model.weights]
+    assert first.get_layer("avg_pool").input.shape == (None, SMALL[name].channels[-1], 8, 8)

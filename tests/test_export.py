@@ -5,11 +5,12 @@ import inspect
 import subprocess
 import sys
 import textwrap
+import types
 
 import keras
 import numpy as np
 import pytest
-from networks import close, randomized, small
+from networks import close, outputs, randomized, small
 
 from mf_zoo import applications, cli, data, deploy
 from mf_zoo.deploy import writer
@@ -18,6 +19,7 @@ from mf_zoo.training import RunError
 pytestmark = pytest.mark.once
 
 IMAGES = data.sample("cifar10")[0].astype("float32")
+EXPORT = inspect.getmodule(deploy.export)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,18 @@ def expected(model):
     return model.predict(IMAGES, verbose=0)
 
 
-# Each returns what a file computes of a batch of images, and of the first one alone.
+@pytest.fixture
+def in_process(monkeypatch):
+    """The writer does its work here: `test_the_file_computes_what_the_model_does` starts it."""
+
+    def run(command, **_):
+        writer.main(*command[3:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(EXPORT, "subprocess", types.SimpleNamespace(run=run))
+
+
+# Each returns what files compute of a batch of images, and of the first one alone.
 
 
 def run_onnx(path, images):
@@ -59,55 +72,65 @@ _ELSEWHERE = """
     import sys
     sys.modules["mf_zoo"] = None
     import numpy as np
-    if sys.argv[1].endswith(".keras"):
-        import keras
-        run = keras.saving.load_model(sys.argv[1]).predict_on_batch
-    else:
-        import tensorflow as tf
-        loaded = tf.saved_model.load(sys.argv[1])
-        run = lambda batch: loaded.serve(tf.constant(batch)).numpy()
     images = np.load("images.npy")
-    np.savez("outputs.npz", run(images), run(images[:1]))
+    for path in sys.argv[1:]:
+        if path.endswith(".keras"):
+            import keras
+            run = keras.saving.load_model(path).predict_on_batch
+        else:
+            import tensorflow as tf
+            loaded = tf.saved_model.load(path)
+            run = lambda batch: loaded.serve(tf.constant(batch)).numpy()
+        np.savez(path + ".npz", run(images), run(images[:1]))
 """
 
 
-def run_elsewhere(path, images):
-    np.save(path.parent / "images.npy", images)
+def run_elsewhere(paths, images):
+    """What several files compute, which lie in one folder."""
+    folder = paths[0].parent
+    np.save(folder / "images.npy", images)
     subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_ELSEWHERE), path.name],
-        cwd=path.parent,
+        [sys.executable, "-c", textwrap.dedent(_ELSEWHERE), *(path.name for path in paths)],
+        cwd=folder,
         check=True,
         capture_output=True,
         timeout=120,
     )
-    (path.parent / "images.npy").unlink()
-    with np.load(path.parent / "outputs.npz") as outputs:
-        return list(outputs.values())
+    (folder / "images.npy").unlink()
+    found = []
+    for path in paths:
+        outputs = path.with_name(f"{path.name}.npz")
+        with np.load(outputs) as arrays:
+            found.append(list(arrays.values()))
+        outputs.unlink()
+    return found
 
 
-RUNTIMES = {
-    "keras": run_elsewhere,
-    "onnx": run_onnx,
-    "litert": run_litert,
-    "saved_model": run_elsewhere,
-}
+RUNTIMES = {"onnx": run_onnx, "litert": run_litert}
 
 
-@pytest.mark.parametrize("format", deploy.FORMATS)
-def test_the_file_computes_what_the_model_does(format, model, expected, tmp_path):
-    path = tmp_path / f"model{deploy.FORMATS[format].suffix}"
-    difference = deploy.export(model, path, format)
-    received, first = RUNTIMES[format](path, IMAGES)
-    close(received, expected)
-    close(first, expected[:1])
-    np.testing.assert_array_equal(received.argmax(1), expected.argmax(1))
-    # What it reports is the difference on every tenth image.
-    assert difference == pytest.approx(np.abs(received - expected)[::10].max(), abs=2e-6)
-    assert {file.name for file in tmp_path.iterdir()} - {"outputs.npz"} == {path.name}
+# Each file is written by a process of its own; those that are read elsewhere, by one: the
+# SavedModel before Keras is imported.
+@pytest.mark.parametrize("formats", [("onnx",), ("litert",), ("saved_model", "keras")])
+def test_the_file_computes_what_the_model_does(formats, model, expected, tmp_path):
+    paths = [tmp_path / f"model{deploy.FORMATS[format].suffix}" for format in formats]
+    differences = list(map(deploy.export, [model] * len(paths), paths, formats))
+    found = (
+        [RUNTIMES[formats[0]](paths[0], IMAGES)]
+        if len(formats) == 1
+        else run_elsewhere(paths, IMAGES)
+    )
+    for (received, first), difference in zip(found, differences, strict=True):
+        close(received, expected)
+        close(first, expected[:1])
+        np.testing.assert_array_equal(received.argmax(1), expected.argmax(1))
+        # What it reports is the difference on every tenth image.
+        assert difference == pytest.approx(np.abs(received - expected)[::10].max(), abs=2e-6)
+    assert set(tmp_path.iterdir()) == set(paths)
 
 
 @pytest.mark.parametrize("format", ["onnx", "litert"])
-def test_grouped_convolutions_and_another_size(format, tmp_path):
+def test_grouped_convolutions_and_another_size(format, tmp_path, in_process):
     network = randomized(small("ResNeXt", input_shape=(24, 40, 3), classifier_activation="softmax"))
     images = IMAGES[:4, :24].repeat(2, axis=2)[:, :, :40]
     path = tmp_path / f"model{deploy.FORMATS[format].suffix}"
@@ -119,8 +142,9 @@ def test_without_check(tmp_path):
     inputs = keras.Input((3,))
     two = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(3)(inputs)])
     assert deploy.export(two, tmp_path / "two.keras", "keras") is None
-    got = keras.saving.load_model(tmp_path / "two.keras").predict(np.ones((1, 3)), verbose=0)
-    for received, wanted in zip(got, two.predict(np.ones((1, 3)), verbose=0), strict=True):
+    row = np.ones((1, 3))
+    got = keras.saving.load_model(tmp_path / "two.keras").predict_on_batch(row)
+    for received, wanted in zip(got, two.predict_on_batch(row), strict=True):
         close(received, wanted)
 
 
@@ -172,12 +196,13 @@ def test_what_was_there_stays_if_the_new_file_fails(script, message, model, tmp_
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "script"}
 
 
-def test_a_saved_model_is_replaced_whole_or_not_at_all(model, tmp_path, monkeypatch):
+def test_a_saved_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, in_process):
     path = tmp_path / "model"
     tiny = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     deploy.export(tiny, path, "saved_model")
     before = {file.relative_to(path): file.read_bytes() for file in path.rglob("*.*")}
     with monkeypatch.context() as patch:
+        patch.setattr(EXPORT, "subprocess", subprocess)
         patch.setattr(writer, "__file__", str(tmp_path / "no such script"))
         with pytest.raises(RunError, match="can't open file"):
             deploy.export(tiny, path, "saved_model", overwrite=True)
@@ -185,8 +210,8 @@ def test_a_saved_model_is_replaced_whole_or_not_at_all(model, tmp_path, monkeypa
     larger = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     deploy.export(larger, path, "saved_model", overwrite=True)
     assert {file.name for file in tmp_path.iterdir()} == {"model"}
-    got = run_elsewhere(path, np.ones((1, 3), "float32"))
-    close(got[0], larger.predict(np.ones((1, 3)), verbose=0))
+    image = np.ones((1, 3), "float32")
+    close(writer.run("saved_model", str(path), image), outputs(larger, image))
 
 
 def test_arguments(model, tmp_path, monkeypatch):
@@ -235,19 +260,18 @@ def test_arguments(model, tmp_path, monkeypatch):
     assert {file.name for file in tmp_path.iterdir()} == {"there.onnx", "folder.onnx", "folder"}
 
 
-def test_the_command(tmp_path, capsys, monkeypatch, expected):
+def test_the_command(tmp_path, capsys, monkeypatch, expected, in_process):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", "MFResNet20", "--format", "keras"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("mfresnet20-cifar10.keras: 1.")
     assert "run by keras on real images" in out
-    got = keras.saving.load_model("mfresnet20-cifar10.keras").predict(IMAGES, verbose=0)
-    close(got, expected)
+    close(outputs(keras.saving.load_model("mfresnet20-cifar10.keras"), IMAGES), expected)
     assert cli.main(["export", "MFResNet20", "--format", "keras"]) == 2
     assert "must be new" in capsys.readouterr().err
     command = "export MFResNet20 --format keras --output logits.keras --logits"
     assert cli.main(command.split()) == 0
-    logits = keras.saving.load_model("logits.keras").predict(IMAGES, verbose=0)
+    logits = outputs(keras.saving.load_model("logits.keras"), IMAGES)
     np.testing.assert_allclose(
         np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, rtol=1e-3, atol=1e-5
     )

@@ -569,7 +569,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     assert not list(folder.glob("partial-*"))
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -687,22 +687,24 @@ def test_a_run_on_the_device_is_the_same_run(request, cifar10_dir, tmp_path):
         process = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=300)
         assert process.returncode == 0 and "1 passed" in process.stdout, process.stdout
         return
-    finished = request.getfixturevalue("finished")
-    train(
-        "Tiny", data_dir=cifar10_dir, output=tmp_path / "a", eval_every=3, on_device=True, **OPTIONS
-    )
-    _assert_same_run(finished, tmp_path / "a")
-    # Mixed labels, whose rounding differs, and a last batch that is not full.
+    _assert_same_run(*_on_host_and_device(cifar10_dir, tmp_path, eval_every=3))
+
+
+def _on_host_and_device(cifar10_dir, folder, **changes):
+    """The folders of the same run, trained step by step and in runs of epochs."""
+    folders = [folder / "host", folder / "device"]
+    for on, output in zip((False, True), folders, strict=True):
+        options = {**OPTIONS, "on_device": on, **changes}
+        train("Tiny", data_dir=cifar10_dir, output=output, **options)
+    return folders
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs of epochs are JAX's")
+def test_mixed_labels_and_a_last_batch_that_is_not_full_on_the_device(cifar10_dir, tmp_path):
+    """Here rounding differs."""
     recipe = RECIPE.replace(mixup=0.4, cutmix=1.0, epochs=1, warmup_epochs=0.5)
-    for name, on in (("host", False), ("device", True)):
-        train(
-            "Tiny",
-            data_dir=cifar10_dir,
-            output=tmp_path / name,
-            on_device=on,
-            **OPTIONS | {"recipe": recipe, "limit": 60},
-        )
-    host, device = (_weights(tmp_path / name / "final.weights.h5") for name in ("host", "device"))
+    folders = _on_host_and_device(cifar10_dir, tmp_path, recipe=recipe, limit=60)
+    host, device = (_weights(folder / "final.weights.h5") for folder in folders)
     for key, value in host.items():
         np.testing.assert_allclose(device[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
 

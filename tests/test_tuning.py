@@ -540,7 +540,7 @@ def finished(cifar10_dir, tmp_path_factory):
     return folder
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_the_folder_is_complete(finished):
     names = {path.name for path in finished.iterdir()} - {runs.LOCK}
     assert names == {
@@ -564,7 +564,7 @@ def test_the_folder_is_complete(finished):
     assert (finished / "trials.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_the_best_recipe_trains_as_the_trial_did(finished, cifar10_dir, tmp_path, capsys):
     arguments = ["train", "Tiny", "--recipe", str(finished / "best.toml"), "--seed", "5"]
     arguments += ["--holdout", "40", "--limit", "64", "--data-dir", str(cifar10_dir)]
@@ -577,7 +577,7 @@ def test_the_best_recipe_trains_as_the_trial_did(finished, cifar10_dir, tmp_path
     assert trained["train_loss"] == pytest.approx(float(row["loss"]), rel=1e-5)
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_a_search_from_weights_goes_on_and_its_recipe_trains_as_the_trial_did(
     cifar10_dir, tmp_path, monkeypatch, capsys
 ):
@@ -619,7 +619,7 @@ def test_a_search_from_weights_goes_on_and_its_recipe_trains_as_the_trial_did(
     assert trained["train_loss"] == pytest.approx(float(row["loss"]), rel=1e-5)
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_a_killed_search_goes_on_to_the_same_trials(finished, cifar10_dir, tmp_path, capsys):
     folder = tmp_path / "a search"
     # In the second epoch of the second trial.

@@ -17,7 +17,7 @@ from mf_zoo import applications, cli
 from mf_zoo.training import RunError
 from mf_zoo.tuning import oracles, search
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.once_on_torch
 
 HERE = pathlib.Path(__file__).parent
 TIMEOUT = 10.0
