@@ -72,8 +72,8 @@ def test_all_sides_are_the_same_network(sides):
         assert sides[name].count_params() == sides[train_step.MEAN_FIELD].count_params() - times
 
 
-# Once, for JAX compiles for half a minute: test_mean_field_stage.py trains on each backend.
-@pytest.mark.once
+# Where nothing is compiled: test_mean_field_stage.py trains on each backend.
+@pytest.mark.once_on_torch
 def test_all_sides_train_alike(sides):
     images, labels = harness.images_and_labels(8)
     ours, plain = sides[train_step.MEAN_FIELD], sides[train_step.PLAIN]
@@ -329,7 +329,7 @@ def test_the_best_rate_is_that_of_least_mean_loss():
     assert "between depths; by seed 3, nan" in lines[-1]
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_rates_are_compared_from_the_same_start(tmp_path, monkeypatch, capsys):
     """Networks are used again for other rates and seeds: nothing of a run is left in them."""
     images, labels = data.sample("cifar10")

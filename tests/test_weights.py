@@ -940,7 +940,7 @@ def test_shipped_weights_are_whole_and_come_with_their_history():
         assert [int(row["epoch"]) for row in rows] == list(range(1, record.epochs + 1))
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_a_trained_run_publishes_and_loads(tmp_path, cifar100_dir):
     from mf_zoo import applications, data, training
 
