@@ -90,7 +90,7 @@ def test_training_on_several_devices_goes_on_after_an_interruption(
         guide.main(["cifar100", "--data-dir", str(tmp_path), "--output", str(tmp_path / "x")])
 
 
-@pytest.mark.once
+@pytest.mark.once_on_torch
 def test_transfer_compares_equal_trainings_and_runs_none_twice(
     cifar100_dir, tmp_path, monkeypatch, capsys
 ):
