@@ -70,11 +70,10 @@ def test_recipes_are_listed(capsys):
     listed = json.loads(capsys.readouterr().out)
     assert listed == [recipe.to_dict() for recipe in RECIPES.values()]
     assert cli.main(["recipes"]) == 0
-    lines = {
-        line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.split("\n")[4:-1]
-    }
-    assert lines["weight_decay"] == ["0.0001", "0.0005", "0.0005"]
-    assert lines["schedule"] == ["step", "cosine", "one_cycle"]
+    rows = capsys.readouterr().out.split("\n")[len(RECIPES) + 1 : -1]
+    lines = {row.split()[0]: row.split()[1:] for row in rows}
+    assert lines["weight_decay"] == ["0.0001", "0.0005", "0.0005", "0.0005"]
+    assert lines["schedule"] == ["step", "cosine", "one_cycle", "cosine"]
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -417,7 +417,7 @@ def test_the_tuners_of_keras_tuner_run_it(name, tmp_path, monkeypatch):
 def test_the_seed_is_the_search(tmp_path, monkeypatch):
     tables = [
         _instant_search(tmp_path / name, monkeypatch, max_trials=6, seed=seed)
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1000))
     ]
     assert tables[0] == tables[1]
     assert all(one != two for one, two in zip(tables[0], tables[2], strict=True))

@@ -90,7 +90,9 @@ def tune(
             on all images of the same dataset have seen those held out: errors are then too low, and
             choices worth little.
         freeze: Layers that are not trained: names, or patterns as in a shell (`"stage*"`).
-        seed: Of the search, of the initial weights and of the batches of all trials.
+        seed: Of the search, of the initial weights and of the batches of all trials. Searches with
+            neighbouring seeds share trials, for keras-tuner counts on from the seed: for
+            independent ones choose seeds further apart than there are trials.
         threads: Limit for the threads of the backend (TensorFlow, PyTorch).
         resume: Go on with the search in `output`, which must have been started with the same
             settings; starts it if there is none.
