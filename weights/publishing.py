@@ -128,7 +128,10 @@ def publish(
             record = _with_files(record, source)
         if dtype != "float32":
             scores = evaluate(source)
-            error = round(scores.error, 6)
+            error, top5, coarse = (
+                None if value is None else round(value, 6)
+                for value in (scores.error, scores.top5_error, scores.coarse_error)
+            )
             # A little more, for both are rounded; and not a number is no error.
             if not abs(error - record.test_error) <= TOLERANCE + 2e-6:
                 raise ValueError(
@@ -140,8 +143,8 @@ def publish(
                 record,
                 dtype=dtype,
                 test_error=error,
-                test_top5_error=scores.top5_error,
-                test_coarse_error=scores.coarse_error,
+                test_top5_error=top5,
+                test_coarse_error=coarse,
             )
         home = folder / LARGE if record.total_size > LARGEST_IN_WHEEL else folder
         home.mkdir(parents=True, exist_ok=True)
