@@ -262,6 +262,32 @@ def circumstances(batch: int | Sequence[int], threads: int | None, *others: str)
     }
 
 
+def measure_each(
+    models: Sequence[str],
+    policies: Sequence[str],
+    measure: Callable[[str, str], Any],
+    output: Path,
+    shared: Mapping[str, str],
+) -> None:
+    """Measures each network under each dtype policy; what is done is in the CSV file at once.
+
+    Args:
+        models: Names of networks.
+        policies: Dtype policies, which vary slowest.
+        measure: Makes a row, as `write_csv` takes it, of a network and a policy.
+        output: The CSV file.
+        shared: Values of all rows.
+    """
+    rows = []
+    for policy in policies:
+        for model in models:
+            say(f"{model}, {policy}")
+            rows.append(measure(model, policy))
+            write_csv(output, rows, shared)
+            print(rows[-1], flush=True)
+    print(f"written to {output}")
+
+
 def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> None:
     """Writes a CSV file, whole or not at all: one line for each row, a dataclass of the same kind.
 

@@ -151,14 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     shared = harness.circumstances(options.batch, None)
     output = options.output or harness.RESULTS / f"memory-{shared['backend']}.csv"
-    rows = []
-    for policy in options.dtype_policies:
-        for model in options.models:
-            harness.say(f"{model}, {policy}")
-            rows.append(measure(model, policy, options.input_size, options.batch))
-            harness.write_csv(output, rows, shared)
-            print(rows[-1], flush=True)
-    print(f"written to {output}")
+    harness.measure_each(
+        options.models,
+        options.dtype_policies,
+        lambda model, policy: measure(model, policy, options.input_size, options.batch),
+        output,
+        shared,
+    )
     return 0
 
 

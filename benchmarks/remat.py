@@ -86,7 +86,7 @@ def measure(
     images, labels = harness.images_and_labels(batch)
     found, sides = {}, {}
     for remat in (False, True):
-        harness.say(f"{model}, {policy}, remat={remat}")
+        harness.say(f"  remat={remat}")
         with dtype_policy(policy):
             network = applications.get(model)(classifier_activation=None, remat=remat)
         found[remat], sides[str(remat)] = _memory_and_step(network, images, labels)
@@ -125,16 +125,14 @@ def main(arguments: list[str] | None = None) -> int:
     harness.limit_threads(options.threads)
     shared = harness.circumstances(options.batch, options.threads)
     output = options.output or harness.RESULTS / f"remat-{shared['backend']}.csv"
-    rows = []
-    for policy in options.dtype_policies:
-        for model in options.models:
-            row = measure(
-                model, policy, options.batch, options.rounds, options.steps, options.clock
-            )
-            rows.append(row)
-            harness.write_csv(output, rows, shared)
-            print(rows[-1], flush=True)
-    print(f"written to {output}")
+    settings = (options.batch, options.rounds, options.steps, options.clock)
+    harness.measure_each(
+        options.models,
+        options.dtype_policies,
+        lambda model, policy: measure(model, policy, *settings),
+        output,
+        shared,
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "weights": table,
         "transfer": lambda: transfer.table(
-            transfer.read(harness.RESULTS / "transfer-tensorflow.csv")
+            harness.read_csv(harness.RESULTS / "transfer-tensorflow.csv")
         ),
         "benchmark": train_step.readme_table,
         "deployment": deployment.readme_table,

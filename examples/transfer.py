@@ -10,9 +10,7 @@ not run again.
 """
 
 import argparse
-import csv
 import datetime
-import os
 import time
 import warnings
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import keras
 
 import mf_zoo
+from mf_zoo.training import runs
 
 OTHER = {"cifar100": "cifar10", "cifar10": "cifar100"}
 SETTINGS = ("model", "weights", "dataset", "images", "epochs", "learning_rate", "seed")
@@ -103,24 +102,6 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def read(path: Path) -> list[dict]:
-    """The rows of a file that `write` wrote; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    """Writes the rows beside the file and renames."""
-    part = path.with_name(f"{path.name}.partial")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
-
-
 def main(arguments: list[str] | None = None) -> list[dict]:
     """Trains what is missing in the output file, prints the table and returns the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,7 +115,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--output", type=Path, default=Path("transfer.csv"))
     options = parser.parse_args(arguments)
 
-    rows = read(options.output)
+    rows = runs.read_rows(options.output)
     done = {tuple(str(row[key]) for key in SETTINGS) for row in rows}
     for dataset in options.datasets:
         for model in options.models:
@@ -152,7 +133,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
                     continue
                 print(f"{model} on {dataset}, {weights or 'random'} weights", flush=True)
                 rows.append(train(settings, options.data_dir))
-                write(options.output, rows)
+                runs.write_rows(options.output, rows, COLUMNS)
     print(table(rows))
     return rows
 

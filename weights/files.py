@@ -19,6 +19,12 @@ class WeightFileError(ValueError):
     """A weight file is missing, damaged, or not the file it should be."""
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 digest of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
     """Checks that a file is, byte for byte, the one a digest was taken of.
 
@@ -47,8 +53,7 @@ def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
             f"Received: {received} bytes"
         )
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except OSError as error:
         raise WeightFileError(
             f"The weight file {path} must be readable. Received: {error}"

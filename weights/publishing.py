@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -11,7 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, check_file, parts, shard_name, verify
+from mf_zoo.weights.files import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    check_file,
+    parts,
+    sha256_of,
+    shard_name,
+    verify,
+)
 from mf_zoo.weights.record import DTYPES, Shard, WeightRecord
 from mf_zoo.weights.registry import FOLDER, LARGE, LARGEST_IN_WHEEL
 from mf_zoo.weights.rewriting import rewrite
@@ -123,8 +130,9 @@ def publish(
         )
     with tempfile.TemporaryDirectory() as scratch:
         if dtype != "float32" or record.size > max_shard_size:
-            size = max_shard_size
-            source = rewrite(source, Path(scratch), record.stem, dtype=dtype, max_shard_size=size)
+            source = rewrite(
+                source, Path(scratch), record.stem, dtype=dtype, max_shard_size=max_shard_size
+            )
             record = _with_files(record, source)
         if dtype != "float32":
             scores = evaluate(source)
@@ -179,17 +187,12 @@ def _stored(folder: Path, stem: str) -> list[Path]:
 def _with_files(record: WeightRecord, source: Path) -> WeightRecord:
     """The record of weights that were written anew: in one file, or in shards with an index."""
     *shards, last = (
-        Shard(file=part.name, sha256=_sha256(part), size=part.stat().st_size)
+        Shard(file=part.name, sha256=sha256_of(part), size=part.stat().st_size)
         for part in parts(source)
     )
     return dataclasses.replace(
         record, file=last.file, sha256=last.sha256, size=last.size, shards=shards
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(run: Path, name: str) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         start = f"{Path(start).name} sha256:{config['weights_sha256']}"
     return WeightRecord(
         name=name,
-        file=f"{WeightRecord.stem_of(result['model'], name)}.weights.h5",
+        file=f"{WeightRecord.stem_of(result['model'], name)}{SUFFIX}",
         classes=len(data.class_names(result["dataset"])),
         quadrature=config["recipe"]["quadrature"],
         horizon=config["recipe"]["horizon"],

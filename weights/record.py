@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, shard_name
+
 _PATTERNS = {
     "model": (r"[A-Za-z][A-Za-z0-9_]*", "the name of a model builder, such as 'MFResNet20'"),
     "dataset": (r"[a-z0-9_]+", "the name of a dataset, such as 'cifar10'"),
@@ -94,7 +96,7 @@ class WeightRecord:
     Example:
 
     >>> from mf_zoo import weights
-    >>> [record.file for record in weights.records(model="MFResNet20")]
+    >>> [record.file for record in weights.records("MFResNet20", "cifar10")]
     ['mf_resnet20-cifar10.weights.h5']
     """
 
@@ -157,7 +159,7 @@ class WeightRecord:
         if self.dtype not in DTYPES:
             raise _wrong("dtype", " or ".join(map(repr, DTYPES)), self.dtype)
         object.__setattr__(self, "shards", self._checked_shards())
-        file = self.stem + (".weights.json" if self.shards else ".weights.h5")
+        file = self.stem + (INDEX_SUFFIX if self.shards else SUFFIX)
         if self.file != file:
             raise _wrong("file", repr(file), self.file)
         try:
@@ -184,7 +186,7 @@ class WeightRecord:
 
     def _checked_shards(self) -> tuple[Shard, ...]:
         expected = (
-            f"a list of objects with the `file` {self.stem + '_00000.weights.h5'!r} and so on, its "
+            f"a list of objects with the `file` {shard_name(self.stem, 0)!r} and so on, its "
             "`sha256` and its `size`"
         )
         try:
@@ -195,7 +197,7 @@ class WeightRecord:
             raise _wrong("shards", expected, self.shards) from error
         for index, shard in enumerate(shards):
             if not (
-                shard.file == f"{self.stem}_{index:05}.weights.h5"
+                shard.file == shard_name(self.stem, index)
                 and isinstance(shard.sha256, str)
                 and re.fullmatch(_PATTERNS["sha256"][0], shard.sha256)
                 and _is_count(shard.size, 1)

@@ -48,7 +48,11 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         help="registered name, .weights.h5 file or run folder (default: the model's registered "
         "weights, of several those of cifar10)",
     )
-    parser.add_argument("--dataset", help="of a .weights.h5 file: cifar10 (default) or cifar100")
+    parser.add_argument(
+        "--dataset",
+        help="of a .weights.h5 file: cifar10 (default) or cifar100; "
+        "or whose registered weights to take",
+    )
 
 
 @contextlib.contextmanager

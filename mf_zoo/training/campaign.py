@@ -594,20 +594,9 @@ def _row(run: Run, folder: Path, progress: Progress) -> dict[str, str]:
         "date": config.get("date"),
     }
     if result is not None:
-        values |= {
-            key: result.get(key)
-            for key in (
-                "test_error",
-                "test_top5_error",
-                "test_coarse_error",
-                "test_loss",
-                "train_error",
-                "train_loss",
-                "parameters",
-                "sha256",
-                "date",
-            )
-        }
+        # The other columns are what is measured at the end.
+        values |= {key: result.get(key) for key in COLUMNS if key not in values}
+        values["date"] = result.get("date")
     return {key: "" if values.get(key) is None else str(values[key]) for key in COLUMNS}
 
 
