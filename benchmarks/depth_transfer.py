@@ -178,8 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     harness.limit_threads(options.threads)
-    from mf_zoo import data
-    from mf_zoo.training import get_recipe, runs
+    from mf_zoo import data, files
+    from mf_zoo.training import get_recipe
 
     images, labels = data.load("cifar10", f"train[:{options.limit}]", data_dir=options.data_dir)
     recipe = get_recipe(
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
                     print(row, flush=True)
                     rows.append(row)
                     lines = [{**shared, **row} for row in rows]
-                    runs.write_rows(output, lines, [*shared, *row])
+                    files.write_rows(output, lines, [*shared, *row])
     print("\n".join(summary(rows)))
     _draw(rows, options.horizon, output.with_suffix(".png"))
     print(f"written to {output}")
@@ -220,7 +220,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], horizon: float, path: Path) -> None
     except ImportError:
         print("no picture: it needs matplotlib", file=sys.stderr)
         return
-    from mf_zoo.training import runs
+    from mf_zoo import files
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     sides = figure.subplots(1, 2, sharey=True)
@@ -252,7 +252,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], horizon: float, path: Path) -> None
         axes.set_title(f"{'with' if scaling else 'without'} mean-field scaling, T = {horizon:g}")
     sides[0].set_ylabel("training loss, mean over seeds")
     sides[0].legend(fontsize=8)
-    runs.write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    files.write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
 
 
 if __name__ == "__main__":

@@ -231,9 +231,9 @@ def limit_threads(threads: int | None) -> None:
     Raises:
         SystemExit: If the backend does not let us.
     """
-    from mf_zoo.training import runs
+    from mf_zoo import devices
 
-    if threads is not None and not runs.limit_threads(threads):
+    if threads is not None and not devices.limit_threads(threads):
         raise SystemExit(
             "`--threads` needs a backend that can be limited: start JAX under `taskset -c 0-N`. "
             f"Received: --threads {threads}"
@@ -250,14 +250,14 @@ def circumstances(batch: int | Sequence[int], threads: int | None, *others: str)
     """
     import keras
 
-    from mf_zoo.training import runs
+    from mf_zoo import devices
 
-    versions = runs.versions() | {name: importlib.metadata.version(name) for name in others}
+    versions = devices.versions() | {name: importlib.metadata.version(name) for name in others}
     return {
-        "date": runs.now()[:10],
+        "date": devices.now()[:10],
         "backend": keras.config.backend(),
         "versions": " ".join(f"{name}-{version}" for name, version in versions.items()),
-        "machine": runs.device(threads),
+        "machine": devices.device(threads),
         "batch": str(batch) if isinstance(batch, int) else " ".join(map(str, batch)),
     }
 
@@ -293,7 +293,7 @@ def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> Non
 
     A row that has it says in the last column whether its target was met.
     """
-    from mf_zoo.training import runs
+    from mf_zoo import files
 
     lines = []
     for row in rows:
@@ -302,7 +302,7 @@ def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> Non
             values["met"] = {None: "", True: "yes", False: "no"}[row.met]
         lines.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_rows(path, lines, lines[0])
+    files.write_rows(path, lines, lines[0])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -83,14 +83,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    from mf_zoo.training import runs
+    from mf_zoo import files
 
     shared = harness.circumstances(0, options.threads)
     del shared["batch"]
     shared |= {"model": options.model, "tuner": options.tuner, "epochs": options.epochs}
     shared |= {"images": options.limit, "test_images": options.limit}
     output = options.output or harness.RESULTS / f"tuning-{shared['backend']}.csv"
-    runs.write_rows(output, [{**shared, **row} for row in rows], [*shared, *rows[0]])
+    files.write_rows(output, [{**shared, **row} for row in rows], [*shared, *rows[0]])
     for name in ("default", "found"):
         errors = [float(row["test_error"]) for row in rows if row["settings"] == name]
         spread = f" (standard deviation {statistics.stdev(errors):.2f})" if len(errors) > 1 else ""

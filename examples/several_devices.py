@@ -18,7 +18,9 @@ import keras
 import mf_zoo
 import mf_zoo.layers
 import mf_zoo.optimizers  # Keras loads a saved model if it knows the classes in it.
-from mf_zoo.training import Recipe, RunError, distribution, learning_rate_schedule, runs
+from mf_zoo import files
+from mf_zoo.errors import UserError
+from mf_zoo.training import Recipe, distribution, learning_rate_schedule
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with distribution.start("data") as group:
             train(options, group)
-    except (RunError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 def train(options: argparse.Namespace, group: distribution.Group) -> None:
     """Trains as a process of the group."""
     if options.batch % group.devices:
-        raise RunError(
+        raise UserError(
             "`--batch` must be a multiple of the number of devices. "
             f"Received: {options.batch}, {group.devices} devices"
         )
@@ -120,7 +122,7 @@ class Save(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         with self.group.alone():
-            runs.write_atomically(self.path, self.model.save)
+            files.write_atomically(self.path, self.model.save)
 
 
 if __name__ == "__main__":

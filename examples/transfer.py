@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 
 import mf_zoo
-from mf_zoo.training import runs
+from mf_zoo import files
 
 OTHER = {"cifar100": "cifar10", "cifar10": "cifar100"}
 SETTINGS = ("model", "weights", "dataset", "images", "epochs", "learning_rate", "seed")
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--output", type=Path, default=Path("transfer.csv"))
     options = parser.parse_args(arguments)
 
-    rows = runs.read_rows(options.output)
+    rows = files.read_rows(options.output)
     done = {tuple(str(row[key]) for key in SETTINGS) for row in rows}
     for dataset in options.datasets:
         for model in options.models:
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
                     continue
                 print(f"{model} on {dataset}, {weights or 'random'} weights", flush=True)
                 rows.append(train(settings, options.data_dir))
-                runs.write_rows(options.output, rows, COLUMNS)
+                files.write_rows(options.output, rows, COLUMNS)
     print(table(rows))
     return rows
 

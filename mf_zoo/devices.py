@@ -1,6 +1,11 @@
-"""What the active backend computes on."""
+"""The machine: what the active backend computes on, versions, threads, time."""
 
-import keras
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
 
 
 def accelerator() -> str | None:
@@ -10,6 +15,8 @@ def accelerator() -> str | None:
 
     >>> mf_zoo.devices.accelerator()  # 'NVIDIA H100 80GB HBM3', or None
     """
+    import keras
+
     backend = keras.config.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -27,3 +34,66 @@ def accelerator() -> str | None:
 
         return torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return None
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that matter to a run."""
+    import keras
+
+    backend = keras.config.backend()
+    found = {"python": platform.python_version()}
+    for package in ("mf_zoo", "keras", backend, "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device(threads: int | None = None) -> str:
+    """Describes what the active backend computes on: the accelerator's or the CPU's model.
+
+    Args:
+        threads: The number of threads it was limited to.
+    """
+    found = accelerator()
+    if found is not None:
+        return found
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = threads or cores
+    return f"{model}, {count} thread{'' if count == 1 else 's'}"
+
+
+def limit_threads(threads: int) -> bool:
+    """Limits the threads of the active backend; returns whether that backend lets us.
+
+    Must come before the backend's first computation. JAX sizes its pool by the cores the process
+    may run on, so there `taskset` is the way.
+    """
+    import keras
+
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(min(threads, 2))
+        except RuntimeError:
+            return False
+        return True
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        return True
+    return False
+
+
+def now() -> str:
+    """Returns the time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -19,8 +19,9 @@ import tiny_zoo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mf_zoo import applications, cli
-from mf_zoo.training import RECIPES, RunError, campaign, get_recipe, runs, train
+from mf_zoo import applications, cli, files
+from mf_zoo.errors import UserError
+from mf_zoo.training import RECIPES, campaign, get_recipe, train
 
 HERE = pathlib.Path(__file__).parent
 
@@ -273,6 +274,7 @@ def test_the_campaigns_of_deep_networks_and_of_the_strong_recipe():
 # `mf-zoo train` in a trice: it says in a journal what it does, and writes what a run writes.
 FAKE = """
 import json, os, pathlib, signal, sys, time
+from mf_zoo import files
 from mf_zoo.training import runs
 from mf_zoo.training.recipes import get_recipe, parse_override
 
@@ -299,7 +301,7 @@ model, seed, folder = sys.argv[2], int(value("--seed")), pathlib.Path(value("--o
 name = f"{model} {seed}"
 sets = [sys.argv[i + 1] for i, word in enumerate(sys.argv) if word == "--set"]
 recipe = get_recipe(value("--recipe"), **dict(map(parse_override, sets)))
-with runs.locked(folder):
+with files.locked(folder):
     say(f"start {name}" + " resumed" * ("--resume" in sys.argv))
     mode = os.environ["MODE"]
     if mode == "pairs":  # hangs unless two run at a time
@@ -313,23 +315,23 @@ with runs.locked(folder):
         limit=None, eval_every=int(value("--eval-every")), recipe=recipe.to_dict(),
         train_images=50, backend="none", device="chip", versions={"keras": "3"}, date="now",
         evaluated_on="test")
-    runs.write_json(folder / runs.CONFIG, config)
-    begun = runs.read_rows(folder / runs.HISTORY)
+    files.write_json(folder / runs.CONFIG, config)
+    begun = files.read_rows(folder / runs.HISTORY)
     for epoch in range(len(begun) + 1, recipe.epochs + 1):
         row = dict(epoch=epoch, learning_rate=0.123456789, loss=1 / epoch, accuracy=0.5,
             test_loss=2, test_error=10 * seed + 1 / epoch, seconds=2.0, images_per_second=25,
             order_swaps=epoch)
-        runs.append_rows(folder / runs.HISTORY, [row], row)
+        files.append_rows(folder / runs.HISTORY, [row], row)
         time_ = 0.5 if model == "TinyPlain" else epoch / 10
         rows = [dict(epoch=epoch, stage="s", particle=i, time=time_ + i, rank=i) for i in (0, 1)]
-        runs.append_rows(folder / runs.TIMES, rows, rows[0])
+        files.append_rows(folder / runs.TIMES, rows, rows[0])
         if mode == "sleep" and epoch == 1:
             signal.signal(signal.SIGTERM, lambda *_: (say(f"asked {name}"), sys.exit(143)))
             wait_for(lambda: False)
     result = dict(test_error=10 * seed + 1 / recipe.epochs, test_loss=2, train_error=50,
         train_loss=1 / recipe.epochs, parameters=7, sha256="abc", date="then",
         test_top5_error=3.5, test_coarse_error=None)
-    runs.write_json(folder / runs.RESULT, result)
+    files.write_json(folder / runs.RESULT, result)
     say(f"end {name}")
 """
 
@@ -486,7 +488,7 @@ def test_stopped_by_a_time_limit_or_an_interrupt(fake, monkeypatch, capsys, inte
 @pytest.mark.once
 def test_a_folder_of_another_process_is_waited_for(fake, tmp_path, monkeypatch):
     first = tmp_path / "runs" / "work" / "Tiny-cifar10-quick-epochs=3-seed1"
-    held = [runs.locked(first)]
+    held = [files.locked(first)]
     held[0].__enter__()
     states = []
 
@@ -506,7 +508,7 @@ def test_a_folder_of_another_process_is_waited_for(fake, tmp_path, monkeypatch):
 def test_two_drivers_do_not_share_a_campaign(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = _file(tmp_path, TWINS)
-    with runs.locked(tmp_path / "runs" / "work"):
+    with files.locked(tmp_path / "runs" / "work"):
         assert cli.main(["campaign", str(file)]) == 2
     assert "Received: runs/work, where another one is at work" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
@@ -560,8 +562,8 @@ def test_the_table_is_rewritten_on_a_terminal(monkeypatch):
 
 def test_one_process_at_a_time_writes_to_a_run_folder(tmp_path):
     with (
-        runs.locked(tmp_path / "run"),
-        pytest.raises(RunError, match=r"one process at a time. Received: .*run, where another"),
+        files.locked(tmp_path / "run"),
+        pytest.raises(UserError, match=r"one process at a time. Received: .*run, where another"),
     ):
         train("Tiny", output=tmp_path / "run", data_dir=tmp_path)
 
@@ -622,20 +624,20 @@ def test_a_campaign_killed_and_resumed_ends_with_the_same_weights(cifar10_dir, t
     output, results = tmp_path / "runs" / "work", tmp_path / "results" / "work"
     folders = [output / name for name in expected]
     until = time.monotonic() + 60
-    while any(map(runs.is_locked, folders)):
+    while any(map(files.is_locked, folders)):
         assert time.monotonic() < until, "the runs of a killed driver must end with it"
         time.sleep(0.05)
-    epochs = [runs.read_json(folder / "state.json") for folder in folders]
+    epochs = [files.read_json(folder / "state.json") for folder in folders]
     assert 1 in [state["epoch"] for state in epochs if state]
     assert not any((folder / "result.json").exists() for folder in folders)
-    rows = runs.read_rows(results / "runs.csv")  # whole, if old
+    rows = files.read_rows(results / "runs.csv")  # whole, if old
     assert [row["run"] for row in rows] == list(expected)
     assert not list(results.glob("partial-*"))
 
     resumed = process("-", "-")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     found = {}
-    for row in runs.read_rows(results / "runs.csv"):
+    for row in files.read_rows(results / "runs.csv"):
         assert row["state"] == "finished" and row["backend"] == keras.config.backend()
         weights = (output / row["run"] / "final.weights.h5").read_bytes()
         assert row["sha256"] == hashlib.sha256(weights).hexdigest()

@@ -15,9 +15,10 @@ import pytest
 import tiny_zoo
 from hypothesis import strategies
 
-from mf_zoo import applications, cli, data
+from mf_zoo import applications, cli, data, files
+from mf_zoo.errors import UserError
 from mf_zoo.layers import BatchNormalization, synchronize_statistics
-from mf_zoo.training import RunError, runs, train
+from mf_zoo.training import runs, train
 from mf_zoo.training.distribution import Group, start
 
 HERE = pathlib.Path(__file__).parent
@@ -134,21 +135,21 @@ def test_a_group_trains_as_one_device_does(alone, together):
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-4 * scale + 1e-7)
 
-    expected, found = (runs.read_rows(run / runs.TIMES) for run in (alone, folder))
+    expected, found = (files.read_rows(run / runs.TIMES) for run in (alone, folder))
     for row, other in zip(expected, found, strict=True):
         assert [row[key] for key in ("epoch", "stage", "particle", "rank")] == [
             other[key] for key in ("epoch", "stage", "particle", "rank")
         ]
         assert float(other["time"]) == pytest.approx(float(row["time"]), abs=1e-4)
-    expected, found = (runs.read_rows(run / runs.HISTORY) for run in (alone, folder))
+    expected, found = (files.read_rows(run / runs.HISTORY) for run in (alone, folder))
     assert sum(int(row["order_swaps"]) for row in expected) > 0
     for row, other in zip(expected, found, strict=True):
         for key in ("learning_rate", "loss", "accuracy", "test_loss", "test_error", "order_swaps"):
             assert float(other[key]) == pytest.approx(float(row[key]), rel=1e-4), key
 
-    config, result = (runs.read_json(folder / name) for name in (runs.CONFIG, runs.RESULT))
+    config, result = (files.read_json(folder / name) for name in (runs.CONFIG, runs.RESULT))
     assert config["devices"] == processes * devices and config["processes"] == processes
-    other = runs.read_json(alone / runs.RESULT)
+    other = files.read_json(alone / runs.RESULT)
     assert result["test_error"] == other["test_error"]
     assert result["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
 
@@ -160,9 +161,9 @@ def test_a_group_that_was_killed_goes_on(together, cifar10_dir, cache, tmp_path)
     again = tmp_path / "again"
     arguments = [*SETTINGS, "--data-dir", str(cifar10_dir)]
     _run(again, cache, processes, devices, *arguments, kill=(processes - 1, "1.1"))
-    assert runs.read_json(again / runs.STATE)["epoch"] == 1
+    assert files.read_json(again / runs.STATE)["epoch"] == 1
     _run(again, cache, processes, devices, "--resume")
-    assert runs.sha256(again / runs.WEIGHTS) == runs.sha256(folder / runs.WEIGHTS)
+    assert files.sha256(again / runs.WEIGHTS) == files.sha256(folder / runs.WEIGHTS)
 
 
 @hypothesis.given(
@@ -235,7 +236,7 @@ def test_one_device_alone_is_its_own_group():
 
 def test_settings_that_do_not_fit_are_refused(cifar10_dir, tmp_path, monkeypatch):
     def refused(match, **settings):
-        with pytest.raises(RunError, match=match):
+        with pytest.raises(UserError, match=match):
             train("ResNet20", output=tmp_path / "run", data_dir=cifar10_dir, **settings)
         assert not list(tmp_path.glob("run/config.json"))
 
@@ -253,7 +254,7 @@ def test_a_batch_must_be_divisible_among_the_devices(cifar10_dir, tmp_path, monk
     three = Group()
     three.devices = 3
     monkeypatch.setattr("mf_zoo.training.distribution.Group", lambda: three)
-    with pytest.raises(RunError, match=r"multiple of .* Received: batch_size=128, 3 devices"):
+    with pytest.raises(UserError, match=r"multiple of .* Received: batch_size=128, 3 devices"):
         train("ResNet20", output=tmp_path / "run", data_dir=cifar10_dir)
 
 
@@ -263,7 +264,7 @@ def test_an_error_of_the_main_process_is_everybodys():
         assert group.from_main(lambda: {"epoch": 3}) == {"epoch": 3}
 
         def fail():
-            raise RunError("no room. Received: 0 bytes")
+            raise UserError("no room. Received: 0 bytes")
 
-        with pytest.raises(RunError, match=r"no room\. Received: 0 bytes"):
+        with pytest.raises(UserError, match=r"no room\. Received: 0 bytes"):
             group.from_main(fail)

@@ -14,7 +14,7 @@ from networks import close, outputs, randomized, small
 
 from mf_zoo import applications, cli, data, deploy
 from mf_zoo.deploy import writer
-from mf_zoo.training import RunError
+from mf_zoo.errors import UserError
 
 pytestmark = pytest.mark.once
 
@@ -190,7 +190,7 @@ def test_what_was_there_stays_if_the_new_file_fails(script, message, model, tmp_
     monkeypatch.setattr(writer, "__file__", str(broken))
     path = tmp_path / "model.onnx"
     path.write_text("the old one")
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(UserError, match=message):
         deploy.export(model, path, "onnx", overwrite=True)
     assert path.read_text() == "the old one"
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "script"}
@@ -204,7 +204,7 @@ def test_a_saved_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, in
     with monkeypatch.context() as patch:
         patch.setattr(EXPORT, "subprocess", subprocess)
         patch.setattr(writer, "__file__", str(tmp_path / "no such script"))
-        with pytest.raises(RunError, match="can't open file"):
+        with pytest.raises(UserError, match="can't open file"):
             deploy.export(tiny, path, "saved_model", overwrite=True)
     assert before == {file.relative_to(path): file.read_bytes() for file in path.rglob("*.*")}
     larger = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

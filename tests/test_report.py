@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_zoo import cli
+from mf_zoo.errors import UserError
+from mf_zoo.files import write_rows
 from mf_zoo.reporting import pictures, published
 from mf_zoo.reporting.cell import cells, read_results
 from mf_zoo.reporting.report import markdown
 from mf_zoo.reporting.statistics import deviation, t_975, t_interval
 from mf_zoo.training.campaign import COLUMNS
-from mf_zoo.training.runs import RunError, write_rows
 
 pytestmark = pytest.mark.once
 
@@ -244,20 +245,20 @@ def test_what_a_seed_does_to_both_twins_cancels(tmp_path_factory, numbers, rando
 
 
 def test_results_that_cannot_be_read(tmp_path, capsys):
-    with pytest.raises(RunError, match=r"must hold a runs.csv. Received: .*absent"):
+    with pytest.raises(UserError, match=r"must hold a runs.csv. Received: .*absent"):
         read_results(tmp_path / "absent")
     assert cli.main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.endswith(f"Received: {tmp_path}\n")
     folder = _results(tmp_path, LINES)
     whole = (folder / "runs.csv").read_text()
     (folder / "runs.csv").write_text(whole.replace("order_swaps,", "swaps,"))
-    with pytest.raises(RunError, match=r"must have the columns .*order_swaps.*Received"):
+    with pytest.raises(UserError, match=r"must have the columns .*order_swaps.*Received"):
         read_results(folder)
     (folder / "runs.csv").write_text(whole[:-10])
-    with pytest.raises(RunError, match=r"must have the columns .*line ResNet20--4"):
+    with pytest.raises(UserError, match=r"must have the columns .*line ResNet20--4"):
         read_results(folder)
     _results(folder, [_line("ResNet20", 0, 9, epochs_done=2)])
-    with pytest.raises(RunError, match=r"all its epochs. Received: ResNet20--0 .* with 2 of 3"):
+    with pytest.raises(UserError, match=r"all its epochs. Received: ResNet20--0 .* with 2 of 3"):
         read_results(folder)
 
 

@@ -20,12 +20,12 @@ import tiny_zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mf_zoo import applications, data, weights
+from mf_zoo import applications, data, files, weights
 from mf_zoo.layers import quadrature
 from mf_zoo.training import (
     RECIPES,
     Recipe,
-    RunError,
+    UserError,
     evaluate,
     evaluate_weights,
     get_recipe,
@@ -457,7 +457,7 @@ def test_weights_are_measured_as_the_run_measured_its_own(finished, cifar10_dir,
     assert half.test_error == pytest.approx(result["test_error"], abs=0.02)
     # Other weights, by a little.
     assert 0 < abs(found[0].nll - scores.nll) < 1e-2
-    with pytest.raises(RunError, match=r"must hold a config\.json\. Received: "):
+    with pytest.raises(UserError, match=r"must hold a config\.json\. Received: "):
         evaluate_weights(tmp_path, finished / result["file"], data_dir=cifar10_dir)
 
 
@@ -574,7 +574,7 @@ def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatc
     class Killed(BaseException):
         pass
 
-    def write_json(path, content, write=runs.write_json):
+    def write_json(path, content, write=files.write_json):
         if content.get("epoch") == 2:  # The second epoch's checkpoint does not count yet.
             raise Killed
         write(path, content)
@@ -593,7 +593,7 @@ def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatc
         ({"freeze": ["stem"]}, r"freeze is \['st\*'\] there and \['stem'\] here"),
         ({"weights": None}, "weights_sha256 is '.*' there and None here"),
     ):
-        with pytest.raises(RunError, match=message):
+        with pytest.raises(UserError, match=message):
             train("Tiny", output=folder, resume=True, **{**start, **change}, **options)
     train("Tiny", output=folder, resume=True, **start, **options)
     _assert_same_run(tmp_path / "whole", folder)
@@ -623,7 +623,7 @@ def test_a_start_that_does_not_fit_is_refused_and_leaves_no_run(cifar10_dir, tmp
         ({"weights": "imagenet"}, r"Received: .*'imagenet'"),
         ({"freeze": "x*"}, r"must name layers of the model, which are .*stem.*Received: 'x\*'"),
     ):
-        with pytest.raises(RunError, match=message):
+        with pytest.raises(UserError, match=message):
             train("Tiny", data_dir=cifar10_dir, output=tmp_path / "run", **start, **OPTIONS)
         assert not (tmp_path / "run" / "config.json").exists()
 
@@ -646,9 +646,9 @@ def test_a_run_older_than_a_value_of_the_recipe_is_resumed(tmp_path):
     recipe = RECIPE.to_dict()
     older = {key: value for key, value in recipe.items() if key != "cutmix"}
     config = {"model": "Tiny", "backend": keras.config.backend(), "recipe": older}
-    runs.write_json(tmp_path / runs.CONFIG, config)
+    files.write_json(tmp_path / runs.CONFIG, config)
     assert runner.open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
-    with pytest.raises(RunError, match=r"cutmix is 0\.0 there and 1\.0 here"):
+    with pytest.raises(UserError, match=r"cutmix is 0\.0 there and 1\.0 here"):
         changed = {"model": "Tiny", "recipe": {**recipe, "cutmix": 1.0}}
         runner.open_folder(tmp_path, changed, resume=True)
 
@@ -711,7 +711,7 @@ def test_mixed_labels_and_a_last_batch_that_is_not_full_on_the_device(cifar10_di
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX can")
 def test_other_backends_refuse_to_train_on_the_device(cifar10_dir, tmp_path):
-    with pytest.raises(RunError, match=r"needs the JAX backend\. Received: backend="):
+    with pytest.raises(UserError, match=r"needs the JAX backend\. Received: backend="):
         train("Tiny", data_dir=cifar10_dir, output=tmp_path / "a", on_device=True, **OPTIONS)
     assert not (tmp_path / "a").exists()
 
@@ -733,7 +733,7 @@ def test_no_room_for_a_checkpoint_keeps_the_one_before(
 
     monkeypatch.setattr(data.Batches, "batch", fill_the_disk)
     run = {"data_dir": cifar10_dir, "output": folder, "eval_every": 3, **OPTIONS}
-    with pytest.raises(RunError, match=r"Cannot write .*checkpoint-0002\.keras: No space left"):
+    with pytest.raises(UserError, match=r"Cannot write .*checkpoint-0002\.keras: No space left"):
         train("Tiny", **run)
     state = json.loads((folder / "state.json").read_text())
     assert state["epoch"] == 1
@@ -745,23 +745,23 @@ def test_no_room_for_a_checkpoint_keeps_the_one_before(
 def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path):
     run = {"data_dir": cifar10_dir, **OPTIONS}
     for resume in (False, True):
-        with pytest.raises(RunError, match=r"is finished: see .*result\.json"):
+        with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
             train("Tiny", output=finished, resume=resume, **run)
     folder = tmp_path / "begun"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"must be new or empty. Received"):
+    with pytest.raises(UserError, match=r"must be new or empty. Received"):
         train("Tiny", output=folder, **run)
     (folder / "config.json").write_text((finished / "config.json").read_text())
-    with pytest.raises(RunError, match=r"holds a run already.*--resume"):
+    with pytest.raises(UserError, match=r"holds a run already.*--resume"):
         train("Tiny", output=folder, **run)
-    with pytest.raises(RunError) as error:
+    with pytest.raises(UserError) as error:
         changed = {**run, "seed": 4, "recipe": RECIPE.replace(epochs=9)}
         train("Tiny", output=folder, resume=True, **changed)
     assert "seed is 3 there and 4 here" in str(error.value)
     assert "epochs is 4 there and 9 here" in str(error.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"Cannot write .*file"):
+    with pytest.raises(UserError, match=r"Cannot write .*file"):
         train("Tiny", output=tmp_path / "file" / "run", **run)
 
 
@@ -773,7 +773,7 @@ def test_a_damaged_checkpoint_is_refused(finished, cifar10_dir, tmp_path):
     content = bytearray((finished / "checkpoint-0004.keras").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "checkpoint-0004.keras").write_bytes(content)
-    with pytest.raises(RunError, match=r"checkpoint-0004\.keras is missing or damaged"):
+    with pytest.raises(UserError, match=r"checkpoint-0004\.keras is missing or damaged"):
         train("Tiny", data_dir=cifar10_dir, output=folder, resume=True, eval_every=3, **OPTIONS)
 
 
@@ -800,7 +800,7 @@ def test_mixed_precision_mixup_and_a_holdout(cifar10_dir, tmp_path):
 
 def test_a_diverging_run_stops_before_its_checkpoint(cifar10_dir, tmp_path):
     recipe = RECIPE.replace(learning_rate=1e30, schedule="cosine", warmup_epochs=0.0)
-    with pytest.raises(RunError, match=r"diverged.*Received: loss=(nan|inf) in epoch 1"):
+    with pytest.raises(UserError, match=r"diverged.*Received: loss=(nan|inf) in epoch 1"):
         train(
             "Tiny",
             data_dir=cifar10_dir,
@@ -818,13 +818,13 @@ def test_bad_arguments_are_refused_before_anything_is_written(cifar10_dir, tmp_p
         ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: 0"),
         ({"recipe": "slow"}, "paper, cosine, quick.*Received: 'slow'"),
     ):
-        with pytest.raises(RunError, match=message):
+        with pytest.raises(UserError, match=message):
             train(**{"model": "Tiny", **run, **change})
         assert not folder.exists()
-    with pytest.raises(RunError, match=r"cifar10, cifar100.*Received: name='mnist'"):
+    with pytest.raises(UserError, match=r"cifar10, cifar100.*Received: name='mnist'"):
         train("Tiny", "mnist", **run)
-    with pytest.raises(RunError, match=r"less than the 64 training images. Received: 64"):
+    with pytest.raises(UserError, match=r"less than the 64 training images. Received: 64"):
         train("Tiny", **run, holdout=64)
     recipe = RECIPE.replace(initial_times="grid", quadrature="midpoint")
-    with pytest.raises(RunError, match=r"takes no `quadrature`. Received: quadrature='midpoint'"):
+    with pytest.raises(UserError, match=r"takes no `quadrature`. Received: quadrature='midpoint'"):
         train("TinyPlain", **{**run, "recipe": recipe})

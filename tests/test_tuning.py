@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import tiny_zoo
 
-from mf_zoo import applications, cli, data, layers
-from mf_zoo.training import RECIPES, Recipe, RunError, evaluate, runs
+from mf_zoo import applications, cli, data, files, layers
+from mf_zoo.errors import UserError
+from mf_zoo.training import RECIPES, Recipe, evaluate, runs
 from mf_zoo.training.recipes import load_recipe
 from mf_zoo.tuning import SPACE, MeanFieldHyperModel, oracles, search, tune
 from mf_zoo.tuning.picture import parallel_coordinates
@@ -436,7 +437,7 @@ def test_a_search_killed_at_any_write_ends_the_same(tuner, tmp_path, monkeypatch
     options = {"search": {"learning_rate": None, "cutout": [0, 8]}}
     options |= {"max_trials": 5 if tuner != "hyperband" else None}
     monkeypatch.setattr(os, "fsync", lambda _: None)  # for the time
-    write, writes = runs.write_json, []
+    write, writes = files.write_json, []
 
     def count(path, content):
         writes.append(path.name)
@@ -542,7 +543,7 @@ def finished(cifar10_dir, tmp_path_factory):
 
 @pytest.mark.once_on_torch
 def test_the_folder_is_complete(finished):
-    names = {path.name for path in finished.iterdir()} - {runs.LOCK}
+    names = {path.name for path in finished.iterdir()} - {files.LOCK}
     assert names == {
         *("search.json", "trials.csv", "best.toml", "result.json", "trials.png", "keras_tuner")
     }
@@ -858,7 +859,7 @@ def test_set_values_are_not_searched(monkeypatch, capsys, tmp_path):
 
     def stop(models, **options):
         seen.update(options)
-        raise RunError("enough. Received: it")
+        raise UserError("enough. Received: it")
 
     monkeypatch.setattr(search, "tune", stop)
     command = ("tune", "Tiny", "--output", tmp_path / "a", "--epochs", "8")
@@ -875,18 +876,18 @@ def test_set_values_are_not_searched(monkeypatch, capsys, tmp_path):
 def test_folders_that_are_not_ours_to_write(tmp_path, monkeypatch):
     _instant_search(tmp_path / "a", monkeypatch, max_trials=2)
     for resume in (False, True):
-        with pytest.raises(RunError, match=r"is finished: see .*result\.json"):
+        with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
             _instant_search(tmp_path / "a", monkeypatch, max_trials=2, resume=resume)
     (tmp_path / "a" / "result.json").unlink()
-    with pytest.raises(RunError, match=r"holds a search already.*--resume"):
+    with pytest.raises(UserError, match=r"holds a search already.*--resume"):
         _instant_search(tmp_path / "a", monkeypatch, max_trials=2)
-    with pytest.raises(RunError) as error:
+    with pytest.raises(UserError) as error:
         changed = {"max_trials": 3, "recipe": RECIPE.replace(epochs=9)}
         _instant_search(tmp_path / "a", monkeypatch, resume=True, **changed)
     assert "max_trials is 2 there and 3 here; epochs is 3 there and 9 here" in str(error.value)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes").touch()
-    with pytest.raises(RunError, match=r"must be new or empty\. Received"):
+    with pytest.raises(UserError, match=r"must be new or empty\. Received"):
         _instant_search(tmp_path / "b", monkeypatch, max_trials=2)
 
 
@@ -896,9 +897,9 @@ def test_trials_that_fail(tmp_path, monkeypatch):
         raise ValueError("no such device")
 
     monkeypatch.setattr(Instant, "fit", fail)
-    with pytest.raises(RunError, match=r"three in a row failed\. Received: .*no such device"):
+    with pytest.raises(UserError, match=r"three in a row failed\. Received: .*no such device"):
         _instant_search(tmp_path / "a", monkeypatch, max_trials=5)
-    with pytest.raises(RunError, match=r"can be completed\. Received: .*no such device"):
+    with pytest.raises(UserError, match=r"can be completed\. Received: .*no such device"):
         _instant_search(tmp_path / "b", monkeypatch, max_trials=2)
     rows = _rows(tmp_path / "b" / "trials.csv")
     assert [row["status"] for row in rows] == ["FAILED", "FAILED"]

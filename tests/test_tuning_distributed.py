@@ -14,7 +14,7 @@ import pytest
 import tiny_zoo
 
 from mf_zoo import applications, cli
-from mf_zoo.training import RunError
+from mf_zoo.errors import UserError
 from mf_zoo.tuning import oracles, search
 
 pytestmark = pytest.mark.once_on_torch
@@ -164,7 +164,9 @@ def test_without_a_timeout_nobody_is_lost(tmp_path, clock):
 def test_addresses(given, address, loopback, tmp_path):
     assert search.check_address("chief", given) == address
     if not loopback:
-        with pytest.raises(RunError, match=r"neither encrypted nor protected.*--allow-remote.*Rec"):
+        with pytest.raises(
+            UserError, match=r"neither encrypted nor protected.*--allow-remote.*Rec"
+        ):
             search.tune("MFResNet20", output=tmp_path / "a", chief=given)
         assert not (tmp_path / "a").exists()
     assert search._is_loopback(address) == loopback
@@ -185,16 +187,16 @@ def test_the_environment_is_as_before(monkeypatch):
 def test_a_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(RunError, match=rf"can listen at: .*in use\. Received: '{address}'"):
+        with pytest.raises(UserError, match=rf"can listen at: .*in use\. Received: '{address}'"):
             search.tune("MFResNet20", output=tmp_path / "a", chief=address)
 
 
 def test_a_worker_without_a_chief(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_PATIENCE", 0.1)
-    with pytest.raises(RunError, match=r"No chief answers.*Received: 127\.0\.0\.1:9"):
+    with pytest.raises(UserError, match=r"No chief answers.*Received: 127\.0\.0\.1:9"):
         search.work(tmp_path, worker="127.0.0.1:9")
     (tmp_path / "result.json").touch()
-    with pytest.raises(RunError, match=r"is finished: see .*result\.json"):
+    with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
         search.work(tmp_path, worker="127.0.0.1:9")
 
 

@@ -136,12 +136,11 @@ def main(signal_name, when, *arguments):
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * int(os.environ["LOGICAL_DEVICES"]),
         )
-    from mf_zoo import applications, cli
+    from mf_zoo import applications, cli, files
     from mf_zoo.data import Batches
-    from mf_zoo.training import runs
 
     applications.get = get
-    batch, write_json = Batches.batch, runs.write_json
+    batch, write_json = Batches.batch, files.write_json
 
     def send():
         if signal_name != "PARENT":
@@ -169,7 +168,7 @@ def main(signal_name, when, *arguments):
             *(sys.executable, str(pathlib.Path(__file__).resolve()), "child", signal_name, when)
         ]
     elif signal_name != "-":
-        Batches.batch, runs.write_json = batch_and_signal, write_json_and_signal
+        Batches.batch, files.write_json = batch_and_signal, write_json_and_signal
     return cli.main(arguments)
 
 

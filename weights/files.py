@@ -1,10 +1,11 @@
 """Weight files: checked before they are read, and read whole or not at all."""
 
-import hashlib
 import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mf_zoo.errors import UserError
 
 if TYPE_CHECKING:
     import h5py
@@ -15,14 +16,8 @@ INDEX_SUFFIX = ".weights.json"  # of an index of shards
 _SHOWN = 4  # differences named in an error message
 
 
-class WeightFileError(ValueError):
+class WeightFileError(UserError, ValueError):
     """A weight file is missing, damaged, or not the file it should be."""
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 digest of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
@@ -53,7 +48,7 @@ def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
             f"Received: {received} bytes"
         )
     try:
-        digest = sha256_of(path)
+        digest = sha256(path)
     except OSError as error:
         raise WeightFileError(
             f"The weight file {path} must be readable. Received: {error}"

@@ -3,19 +3,18 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mf_zoo.files import sha256, write_atomically
 from mf_zoo.weights.files import (
     INDEX_SUFFIX,
     SUFFIX,
     check_file,
     parts,
-    sha256_of,
     shard_name,
     verify,
 )
@@ -158,17 +157,17 @@ def publish(
         home.mkdir(parents=True, exist_ok=True)
         placed = [home / part.file for part in record.files]
         for origin, file, part in zip(parts(source), placed, record.files, strict=True):
-            _place(file, lambda beside, origin=origin: shutil.copyfile(origin, beside))
+            write_atomically(file, lambda beside, origin=origin: shutil.copyfile(origin, beside))
             verify(file, part.sha256, part.size)
     for file in set(_stored(folder, record.stem)) - set(placed):
         file.unlink()
     for kind in ("history", "times"):
         history, copy = run / f"{kind}.csv", folder / f"{record.stem}.{kind}.csv"
         if history.exists():
-            _place(copy, lambda beside, history=history: shutil.copyfile(history, beside))
+            write_atomically(copy, lambda beside, history=history: shutil.copyfile(history, beside))
         else:
             copy.unlink(missing_ok=True)
-    _place(target, lambda beside: beside.write_text(record.to_json(), encoding="utf-8"))
+    write_atomically(target, lambda beside: beside.write_text(record.to_json(), encoding="utf-8"))
     return record
 
 
@@ -187,7 +186,7 @@ def _stored(folder: Path, stem: str) -> list[Path]:
 def _with_files(record: WeightRecord, source: Path) -> WeightRecord:
     """The record of weights that were written anew: in one file, or in shards with an index."""
     *shards, last = (
-        Shard(file=part.name, sha256=sha256_of(part), size=part.stat().st_size)
+        Shard(file=part.name, sha256=sha256(part), size=part.stat().st_size)
         for part in parts(source)
     )
     return dataclasses.replace(
@@ -250,14 +249,3 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
             )
         },
     )
-
-
-def _place(target: Path, write: Callable[[Path], object]) -> None:
-    part = target.with_name(f"{target.name}.partial")
-    try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -21,8 +21,9 @@ from mf_zoo.cli import (
     tune,
     zoo,
 )
-from mf_zoo.cli.common import one_line
-from mf_zoo.training.runs import CONFIG, STATE, RunError, read_json
+from mf_zoo.errors import UserError, one_line
+from mf_zoo.files import read_json
+from mf_zoo.training.runs import CONFIG, STATE
 
 _SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, tune, campaign, report, demo)
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = options.run(options) or 0
             sys.stdout.flush()
             return code
-    except RunError as error:
+    except UserError as error:
         print(f"mf-zoo: error: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:

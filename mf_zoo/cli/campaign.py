@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mf_zoo.cli.common import input_errors, one_line
+from mf_zoo.errors import one_line, user_errors
 
 if TYPE_CHECKING:
     from mf_zoo.training.campaign import Progress
@@ -61,10 +61,10 @@ def seconds(text: str) -> float:
 
 
 def _campaign(options: argparse.Namespace) -> int:
-    from mf_zoo.training import RunError
+    from mf_zoo.errors import UserError
     from mf_zoo.training.campaign import load_campaign, run_campaign
 
-    with input_errors():
+    with user_errors():
         campaign = load_campaign(options.file)
     given = {
         key: getattr(options, key)
@@ -73,7 +73,7 @@ def _campaign(options: argparse.Namespace) -> int:
     }
     campaign = dataclasses.replace(campaign, **given)
     if campaign.jobs < 1:
-        raise RunError(f"`--jobs` must be a whole number from 1. Received: {campaign.jobs}")
+        raise UserError(f"`--jobs` must be a whole number from 1. Received: {campaign.jobs}")
     if options.dry_run:
         for run in campaign.runs:
             print(run.name)

@@ -1,21 +1,16 @@
 """What the subcommands share."""
 
 import argparse
-import contextlib
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
+from mf_zoo.errors import UserError, user_errors
+from mf_zoo.files import read_json
+from mf_zoo.training.runs import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     import keras
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error).split())
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,15 +50,6 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@contextlib.contextmanager
-def input_errors() -> Iterator[None]:
-    """Complaints about what the user asked for end the command with one line and code 2."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError(str(error)) from error
-
-
 def default_weights(model: str, dataset: str | None) -> str:
     """Name of the weights to take where none is named.
 
@@ -98,7 +84,7 @@ def load_trained(
         The model and the name of the dataset.
 
     Raises:
-        RunError: For anything that does not fit.
+        UserError: For anything that does not fit.
     """
     from mf_zoo import applications, data
     from mf_zoo import weights as registry
@@ -110,25 +96,25 @@ def load_trained(
     if folder.is_dir():
         config = read_json(folder / CONFIG)
         if config is None or not (folder / WEIGHTS).exists():
-            raise RunError(f"`--weights` must be a finished run if a folder. Received: {folder}")
+            raise UserError(f"`--weights` must be a finished run if a folder. Received: {folder}")
         weights = str(folder / WEIGHTS)
         dataset = dataset or config["dataset"]
         for key, value in given.items():
             stages[key] = config["recipe"].get(key) if value is None else value
-    with input_errors():
+    with user_errors():
         builder = applications.get(model)
         known = inspect.signature(builder).parameters
         stages = {key: value for key, value in stages.items() if value is not None}
         for key in [key for key in stages if key not in known]:
             if given[key] is not None:
-                raise RunError(f"{model} has no learned times and takes no `--{key}`.")
+                raise UserError(f"{model} has no learned times and takes no `--{key}`.")
             del stages[key]
         records = {record.name: record for record in registry.records(model=model)}
         record = records.get(source)
         dataset = dataset or (record.dataset if record else "cifar10")
         classes = len(data.class_names(dataset))
         if record and record.classes != classes:
-            raise RunError(
+            raise UserError(
                 f"The {source!r} weights of {model} have {record.classes} classes and cannot be "
                 f"measured on {dataset}, which has {classes}."
             )

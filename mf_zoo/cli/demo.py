@@ -28,13 +28,13 @@ def run(options: argparse.Namespace) -> None:
         options: `model` and `picture`, as `add_parser` declares them.
 
     Raises:
-        mf_zoo.training.RunError: For a model without weights, or where no picture can be made.
+        mf_zoo.training.UserError: For a model without weights, or where no picture can be made.
     """
     import keras
 
     from mf_zoo import applications, data
+    from mf_zoo.errors import UserError
     from mf_zoo.layers import stages
-    from mf_zoo.training import RunError
 
     keras.utils.set_random_seed(0)
     images, labels = data.sample("cifar10")
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         model = applications.get(options.model)(weights="cifar10")
     except ValueError as error:
-        raise RunError(str(error)) from error
+        raise UserError(str(error)) from error
     print(f'{options.model}(weights="cifar10") on {len(images)} real test images')
     predictions = model.predict(images, verbose=0).argmax(1)
     right = int((predictions == labels).sum())
@@ -72,13 +72,14 @@ def _draw(
     """Images with predictions (wrong ones in red) above the particles' times."""
     import keras
 
+    from mf_zoo import files
+    from mf_zoo.errors import UserError
     from mf_zoo.layers import quadrature
-    from mf_zoo.training import RunError, runs
 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RunError(
+        raise UserError(
             "The picture needs matplotlib: pip install 'mf_zoo[plot]'. Received: no matplotlib"
         ) from error
     # The wrong ones first: they say more.
@@ -104,9 +105,9 @@ def _draw(
     axes.legend(loc="upper left", fontsize=8)
     form = path.suffix.lstrip(".") or "png"
     try:
-        runs.write_atomically(path, lambda part: figure.savefig(part, format=form, dpi=100))
+        files.write_atomically(path, lambda part: figure.savefig(part, format=form, dpi=100))
     except ValueError as error:  # a format that matplotlib does not know
-        raise RunError(f"The picture {path} cannot be written. Received: {error}") from error
+        raise UserError(f"The picture {path} cannot be written. Received: {error}") from error
 
 
 def _fine_tune(

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, input_errors, load_trained
-from mf_zoo.training.runs import RunError
+from mf_zoo.cli.common import add_data_arguments, load_trained
+from mf_zoo.errors import UserError, user_errors
 
 
 def add_parser(commands: Any) -> None:
@@ -38,19 +38,18 @@ def add_parser(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace):
     if options.batch_size < 1:
-        raise RunError(f"`--batch-size` must be 1 or more. Received: {options.batch_size}")
+        raise UserError(f"`--batch-size` must be 1 or more. Received: {options.batch_size}")
     if not 0 <= options.label_smoothing < 1:
-        raise RunError(
+        raise UserError(
             f"`--label-smoothing` must be in [0, 1). Received: {options.label_smoothing}"
         )
 
     import keras
 
-    from mf_zoo import data
-    from mf_zoo.training import runs
+    from mf_zoo import data, devices
     from mf_zoo.training.evaluation import evaluate
 
-    if options.threads and not runs.limit_threads(options.threads):
+    if options.threads and not devices.limit_threads(options.threads):
         print(f"note: --threads has no effect on {keras.config.backend()}", file=sys.stderr)
     model, dataset = load_trained(
         options.model,
@@ -61,7 +60,7 @@ def _evaluate(options: argparse.Namespace):
         horizon=options.horizon,
     )
     names = data.class_names(dataset)
-    with input_errors():
+    with user_errors():
         images, labels = data.load(dataset, options.split, data_dir=options.data_dir)
         images, labels = images[: options.limit], labels[: options.limit]
     scores = evaluate(
@@ -74,7 +73,7 @@ def _evaluate(options: argparse.Namespace):
         superclasses=data.superclasses(dataset),
     )
     if options.predictions is not None:
-        with input_errors():
+        with user_errors():
             scores.write_predictions(options.predictions, labels, names)
     if options.json:
         about = {"model": options.model, "weights": options.weights, "dataset": dataset}

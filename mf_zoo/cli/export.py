@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_weights_arguments, default_weights, input_errors, load_trained
+from mf_zoo.cli.common import add_weights_arguments, default_weights, load_trained
+from mf_zoo.errors import user_errors
 
 # Of `mf_zoo.deploy.FORMATS`, which would import Keras.
 _SUFFIXES = {"keras": ".keras", "onnx": ".onnx", "litert": ".tflite", "saved_model": ""}
@@ -45,7 +46,7 @@ def _export(options: argparse.Namespace) -> None:
     stem = Path(weights).name.removesuffix(".weights.h5").removesuffix(".weights.json")
     default = Path(f"{options.model.lower()}-{stem}{_SUFFIXES[options.format]}")
     output = options.output or default
-    with input_errors():
+    with user_errors():
         difference = deploy.export(model, output, options.format, overwrite=options.overwrite)
     runtime = deploy.FORMATS[options.format].runtime
     checked = (

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import input_errors, one_line
-from mf_zoo.training.runs import RunError
+from mf_zoo.errors import UserError, one_line, user_errors
 
 
 def add_parser(commands: Any) -> None:
@@ -40,8 +39,8 @@ def _fetch(options: argparse.Namespace) -> int:
     from mf_zoo import weights
 
     if bool(options.models) == options.all:
-        raise RunError(f"Either models or --all must be given. Received: {options.models}")
-    with input_errors():
+        raise UserError(f"Either models or --all must be given. Received: {options.models}")
+    with user_errors():
         found = weights.records()
         records = [record for record in found if options.weights in (None, record.name)]
         if not options.all:
@@ -49,7 +48,7 @@ def _fetch(options: argparse.Namespace) -> int:
         known = {record.model for record in records}
         unknown = sorted(set(options.models) - known) or ([] if records else ["--all"])
         if unknown:
-            raise RunError(
+            raise UserError(
                 "A model must have registered weights"
                 + (f" named {options.weights!r}" if options.weights else "")
                 + f": {sorted({record.model for record in found})} have some. "

@@ -9,11 +9,9 @@ from typing import Any
 from mf_zoo.cli.common import (
     add_weights_arguments,
     default_weights,
-    input_errors,
     load_trained,
-    one_line,
 )
-from mf_zoo.training.runs import RunError
+from mf_zoo.errors import UserError, one_line, user_errors
 
 
 def add_parser(commands: Any) -> None:
@@ -41,18 +39,18 @@ def add_parser(commands: Any) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     if options.batch_size < 1:
-        raise RunError(f"`--batch-size` must be 1 or more. Received: {options.batch_size}")
+        raise UserError(f"`--batch-size` must be 1 or more. Received: {options.batch_size}")
 
     import numpy as np
 
     from mf_zoo import applications, data
 
-    with input_errors():
+    with user_errors():
         files = data.image_files(options.images)
     weights = options.weights or default_weights(options.model, options.dataset)
     model, dataset = load_trained(options.model, weights, options.dataset, "softmax")
     if not 1 <= options.top <= model.output_shape[-1]:
-        raise RunError(
+        raise UserError(
             f"`--top` must be from 1 to {model.output_shape[-1]}. Received: {options.top}"
         )
     found: list[dict[str, Any]] = []

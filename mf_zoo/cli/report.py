@@ -30,10 +30,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from mf_zoo import files
+    from mf_zoo.errors import UserError
     from mf_zoo.reporting.cell import cells, read_results
     from mf_zoo.reporting.pictures import draw, drawable
     from mf_zoo.reporting.report import REPORT, markdown
-    from mf_zoo.training import runs
     from mf_zoo.training.campaign import RUNS
 
     root = options.results
@@ -41,7 +42,7 @@ def _report(options: argparse.Namespace) -> int:
         [root] if (root / RUNS).is_file() else sorted(p.parent for p in root.glob(f"*/{RUNS}"))
     )
     if not folders:
-        raise runs.RunError(
+        raise UserError(
             f"`mf-zoo report` needs the results of a campaign, with a {RUNS}. Received: {root}"
         )
     outdated = []
@@ -54,7 +55,9 @@ def _report(options: argparse.Namespace) -> int:
             names = drawable(folder, cells(read_results(folder)))
             outdated += [folder / name for name in names if not (folder / name).is_file()]
             continue
-        runs.write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+        files.write_atomically(
+            path, lambda part, text=text: part.write_text(text, encoding="utf-8")
+        )
         print(path)
         if not options.no_pictures:
             for picture in draw(folder, cells(read_results(folder))):

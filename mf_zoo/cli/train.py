@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, add_start_arguments, input_errors, one_line
+from mf_zoo.cli.common import add_data_arguments, add_start_arguments
+from mf_zoo.errors import UserError, one_line, user_errors
+from mf_zoo.files import read_json
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
-from mf_zoo.training.runs import CONFIG, WEIGHTS, RunError, read_json
+from mf_zoo.training.runs import CONFIG, WEIGHTS
 
 # Flags for the recipe's values that are changed most; --set reaches the others.
 _RECIPE_FLAGS = (
@@ -140,7 +142,7 @@ def _recipe(options: argparse.Namespace, base: str | Recipe) -> Recipe:
         value = getattr(options, key)
         if value is not None:
             texts.append(f"{key}={value}")
-    with input_errors():
+    with user_errors():
         return get_recipe(base, **dict(parse_override(text) for text in texts))
 
 
@@ -174,7 +176,7 @@ def _train(options: argparse.Namespace):
             defaults = {key: started[key] for key in defaults}
             base = Recipe(**started["recipe"])
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
+            raise UserError(
                 f"{options.output / CONFIG} must be the config of a run of this version. "
                 f"Received: {one_line(error)}"
             ) from error
@@ -183,7 +185,7 @@ def _train(options: argparse.Namespace):
         for key, default in defaults.items()
     }
     if given["model"] is None:
-        raise RunError(
+        raise UserError(
             "A model must be named, such as MFResNet20"
             + (f"; {options.output} holds no run to resume" if options.resume else "")
         )
@@ -214,11 +216,11 @@ def _train(options: argparse.Namespace):
 
 def _dry_run(options: argparse.Namespace):
     if options.model is None:
-        raise RunError("A model must be named, such as MFResNet20")
+        raise UserError("A model must be named, such as MFResNet20")
     if options.resume:
-        raise RunError("A dry run is of a training from its start and takes no `--resume`")
+        raise UserError("A dry run is of a training from its start and takes no `--resume`")
     if options.freeze is not None:
-        raise RunError(
+        raise UserError(
             f"A dry run counts all layers as trained. Received: --freeze {options.freeze[0]}"
         )
     keys = (*_DRY_RUN_NUMBERS, "dataset", "holdout", "limit", "on_device")
@@ -267,12 +269,12 @@ def _publish(options: argparse.Namespace):
         return training.evaluate_weights(options.run_dir, file, data_dir=options.data_dir)
 
     if options.dtype != "float32" and options.data_dir is None:
-        raise RunError(
+        raise UserError(
             f"`--dtype {options.dtype}` needs `--data-dir`, to measure that the test error stays "
             "the same. Received: none"
         )
     size = options.max_shard_size
-    with input_errors():
+    with user_errors():
         record = weights.publish(
             options.run_dir,
             options.name,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mf_zoo.cli.common import add_data_arguments, add_start_arguments
+from mf_zoo.errors import UserError
+from mf_zoo.files import read_json
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
-from mf_zoo.training.runs import RunError, read_json
 from mf_zoo.tuning.space import SEARCH, SPACE, TUNERS, parse_search
 
 
@@ -87,9 +88,9 @@ def _tune(options: argparse.Namespace) -> None:
         _work(options)
         return
     if options.tuner_id is not None:
-        raise RunError(f"`--tuner-id` names a worker (--worker). Received: {options.tuner_id!r}")
+        raise UserError(f"`--tuner-id` names a worker (--worker). Received: {options.tuner_id!r}")
     if options.allow_remote and options.chief is None:
-        raise RunError("`--allow-remote` is for a chief (--chief). Received: no --chief")
+        raise UserError("`--allow-remote` is for a chief (--chief). Received: no --chief")
     started = read_json(options.output / SEARCH) if options.resume else None
     defaults: dict[str, Any] = {
         "dataset": "cifar10",
@@ -112,12 +113,12 @@ def _tune(options: argparse.Namespace) -> None:
             base = options.recipe or Recipe(**started["recipe"])
             search = search or started["search"]
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
+            raise UserError(
                 f"{options.output / SEARCH} must be the settings of a search of this version. "
                 f"Received: {error!r}"
             ) from error
     if not models:
-        raise RunError(
+        raise UserError(
             "A model must be named, such as MFResNet20"
             + (f"; {options.output} holds no search to resume" if options.resume else "")
         )
@@ -133,7 +134,7 @@ def _tune(options: argparse.Namespace) -> None:
     space = None if search is None else _read(parse_search, search)
     for name in values:
         if space is not None and name in space and started is None:
-            raise RunError(f"A value is set or searched, not both. Received: {name!r}")
+            raise UserError(f"A value is set or searched, not both. Received: {name!r}")
 
     tune = _tuning("search").tune
     result = tune(
@@ -160,7 +161,7 @@ def _work(options: argparse.Namespace) -> None:
     names = ("chief", "tuner", "max_trials", "epochs", "holdout", "limit", "seed", "recipe")
     for name in (*names, "weights", "freeze"):
         if getattr(options, name) is not None:
-            raise RunError(
+            raise UserError(
                 "A worker takes the settings of its chief. "
                 f"Received: --{name.replace('_', '-')} {getattr(options, name)}"
             )
@@ -186,7 +187,7 @@ def _read(function: Any, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except ValueError as error:
-        raise RunError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _tuning(module: str) -> Any:
@@ -196,6 +197,6 @@ def _tuning(module: str) -> Any:
     try:
         return importlib.import_module(f"mf_zoo.tuning.{module}")
     except ModuleNotFoundError as error:
-        raise RunError(
+        raise UserError(
             f"Tuning needs keras-tuner: pip install 'keras-tuner[bayesian]'. Received: {error}"
         ) from error

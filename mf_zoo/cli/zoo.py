@@ -5,8 +5,7 @@ import dataclasses
 import json
 from typing import Any
 
-from mf_zoo.cli.common import input_errors
-from mf_zoo.training.runs import RunError
+from mf_zoo.errors import UserError, user_errors
 
 
 def add_parser(commands: Any) -> None:
@@ -49,7 +48,7 @@ def _list(options: argparse.Namespace) -> None:
             }
         )
     if not rows:
-        raise RunError(
+        raise UserError(
             f"No network fits; `mf-zoo list` names all. Received: {options.pattern!r}"
             + (" with --pretrained" if options.pretrained else "")
         )
@@ -71,7 +70,7 @@ def _info(options: argparse.Namespace) -> None:
     from mf_zoo.layers import stages
 
     size = options.input_size
-    with input_errors():
+    with user_errors():
         model = applications.get(options.model)(input_shape=_shape(size))
     architecture = applications.architecture(options.model)
     records = weights.records(model=options.model)

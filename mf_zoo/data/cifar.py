@@ -11,6 +11,8 @@ import zlib
 
 import numpy as np
 
+from mf_zoo.errors import UserError
+
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = (
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
@@ -52,11 +54,11 @@ _IMAGE_SHAPE = (32, 32, 3)
 _SPLIT_PATTERN = re.compile(r"(?P<split>\w+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
-class DatasetUnavailableError(FileNotFoundError):
+class DatasetUnavailableError(UserError, FileNotFoundError):
     """The dataset is neither prepared on this machine nor can it be downloaded."""
 
 
-class DatasetCorruptError(ValueError):
+class DatasetCorruptError(UserError, ValueError):
     """The dataset's file is there, but it does not hold what it should."""
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mf_zoo.errors import UserError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -18,7 +20,7 @@ RESIZE = ("crop", "pad", "stretch")
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
-class ImageFileError(ValueError):
+class ImageFileError(UserError, ValueError):
     """A file is missing or cannot be read as an image."""
 
 

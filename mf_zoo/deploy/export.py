@@ -17,7 +17,8 @@ from keras import ops
 from mf_zoo import data
 from mf_zoo.deploy import writer
 from mf_zoo.deploy.fold import HALF_PRECISION, fold
-from mf_zoo.training.runs import RunError, write_atomically, writing
+from mf_zoo.errors import UserError
+from mf_zoo.files import write_atomically, writing
 
 # Largest difference from the model at which a file is right, relative to the largest output.
 TOLERANCE = 1e-4
@@ -80,7 +81,7 @@ def export(
         ImportError: If a package that writes the format is missing.
         FileNotFoundError: If the folder around `path` does not exist.
         FileExistsError: If `path` exists and may not be replaced.
-        RunError: If the file cannot be written, or its outputs differ from those of the model by
+        UserError: If the file cannot be written, or its outputs differ from those of the model by
             more than 1e-4 of the largest. Nothing is left at `path` then that was not there before.
 
     Example:
@@ -107,7 +108,7 @@ def export(
             expected = (plain if half else model).predict(images, verbose=0)
             difference = float(np.abs(outputs - expected).max())
             if not difference <= TOLERANCE * np.abs(expected).max():
-                raise RunError(
+                raise UserError(
                     f"{path.name} does not compute what the model does and was not kept: "
                     f"outputs of up to {np.abs(expected).max():.3g} differ by {difference:.3g}."
                 )
@@ -199,7 +200,7 @@ def _write(
         )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise RunError(f"The format {format!r} cannot be written: {lines[-1]}")
+            raise UserError(f"The format {format!r} cannot be written: {lines[-1]}")
         return None if images is None else np.load(outputs)
 
 

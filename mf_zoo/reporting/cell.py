@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mf_zoo.training import runs
+from mf_zoo import files
+from mf_zoo.errors import UserError
 from mf_zoo.training.campaign import COLUMNS, RUNS
 
 # Values of a recipe that a network without learned times has no use for.
@@ -80,21 +81,21 @@ def read_results(folder: Path) -> list[dict[str, str]]:
         A mapping for each run, finished or not.
 
     Raises:
-        RunError: If there is no such file, or it is not of this version.
+        UserError: If there is no such file, or it is not of this version.
     """
     path = folder / RUNS
     if not path.is_file():
-        raise runs.RunError(f"The results of a campaign must hold a {RUNS}. Received: {folder}")
-    rows = runs.read_rows(path)
+        raise UserError(f"The results of a campaign must hold a {RUNS}. Received: {folder}")
+    rows = files.read_rows(path)
     for row in rows:
         # A short line lacks values, a long one has some under no name.
         if tuple(row) != COLUMNS or None in row.values():
-            raise runs.RunError(
+            raise UserError(
                 f"A line of {RUNS} must have the columns {', '.join(COLUMNS)}. "
                 f"Received: {path} with the line {row.get('run', row)}"
             )
         if row["state"] == "finished" and row["epochs"] != row["epochs_done"]:
-            raise runs.RunError(
+            raise UserError(
                 f"A finished run must have all its epochs. Received: {row['run']} in {path} with "
                 f"{row['epochs_done']} of {row['epochs']}"
             )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mf_zoo import files
+from mf_zoo.errors import UserError
 from mf_zoo.reporting.cell import Cell
 from mf_zoo.reporting.statistics import deviation
 from mf_zoo.training import runs
@@ -41,12 +43,12 @@ def draw(folder: Path, found: Sequence[Cell]) -> list[Path]:
         The files that were written.
 
     Raises:
-        RunError: Without matplotlib.
+        UserError: Without matplotlib.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise runs.RunError(
+        raise UserError(
             "Pictures need matplotlib: pip install 'mf_zoo[plot]'. Received: no matplotlib"
         ) from error
     drawers = {
@@ -63,7 +65,7 @@ def draw(folder: Path, found: Sequence[Cell]) -> list[Path]:
         save = lambda part, figure=figure: figure.savefig(  # noqa: E731
             part, format="png", dpi=80, metadata={"Software": None}
         )
-        runs.write_atomically(folder / name, save)
+        files.write_atomically(folder / name, save)
         written.append(folder / name)
     return written
 
@@ -71,7 +73,7 @@ def draw(folder: Path, found: Sequence[Cell]) -> list[Path]:
 def _histories(folder: Path, cell: Cell) -> dict[int, list[dict[str, str]]]:
     """Histories of a cell's runs by seed, where they are."""
     found = {
-        seed: runs.read_rows(folder / f"{row['run']}.{runs.HISTORY}")
+        seed: files.read_rows(folder / f"{row['run']}.{runs.HISTORY}")
         for seed, row in sorted(cell.rows.items())
     }
     return {seed: rows for seed, rows in found.items() if rows}
@@ -82,7 +84,7 @@ def _times(folder: Path, cell: Cell) -> dict[str, list[tuple[int, float]]]:
     seed = min(cell.rows)
     run = cell.rows[seed]
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in runs.read_rows(folder / f"{run['run']}.{runs.TIMES}"):
+    for row in files.read_rows(folder / f"{run['run']}.{runs.TIMES}"):
         for particle, time in row.items():
             if particle != "epoch":
                 curves.setdefault(particle, []).append((int(row["epoch"]), float(time)))

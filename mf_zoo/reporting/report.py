@@ -27,7 +27,7 @@ def markdown(folder: Path) -> str:
         The Markdown text, a function of `runs.csv` and of which histories there are.
 
     Raises:
-        RunError: If the results cannot be read.
+        UserError: If the results cannot be read.
 
     Example:
 

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from mf_zoo import devices, files
+from mf_zoo.errors import UserError
 from mf_zoo.training import runs
 
 HISTORY_COLUMNS = (
@@ -91,7 +93,7 @@ class DepthOrder(keras.callbacks.Callback):
                 dict(zip(TIMES_COLUMNS, (epoch, stage.name, i, time, rank), strict=True))
                 for i, (time, rank) in enumerate(zip(times.tolist(), ranks.tolist(), strict=True))
             ]
-        runs.append_rows(self.path, rows, TIMES_COLUMNS)
+        files.append_rows(self.path, rows, TIMES_COLUMNS)
 
 
 class History(keras.callbacks.Callback):
@@ -100,7 +102,7 @@ class History(keras.callbacks.Callback):
     `learning_rate` is that of the epoch's last step, `seconds` the time of its training steps
     without evaluation, `test_error` in percent; the columns of the test are empty in an epoch
     without one. Adds `learning_rate` to the epoch's logs. A loss that is no finite number ends
-    the training with a `RunError`, before it reaches a checkpoint.
+    the training with a `UserError`, before it reaches a checkpoint.
 
     Args:
         path: The CSV file; `None` writes none.
@@ -134,9 +136,9 @@ class History(keras.callbacks.Callback):
             "order_swaps": logs.get("order_swaps", 0),
         }
         if self.path is not None:
-            runs.append_rows(self.path, [row], HISTORY_COLUMNS)
+            files.append_rows(self.path, [row], HISTORY_COLUMNS)
         if not np.isfinite(logs.get("loss", 0.0)):
-            raise runs.RunError(
+            raise UserError(
                 "The training diverged; a lower learning rate may help. "
                 f"Received: loss={logs['loss']} in epoch {epoch + 1}"
             )
@@ -202,8 +204,8 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         path = self.folder / f"checkpoint-{epoch + 1:04d}.keras"
         with self.group.alone():
-            digest = runs.write_atomically(path, self.model.save)
-        runs.write_json(
+            digest = files.write_atomically(path, self.model.save)
+        files.write_json(
             self.folder / runs.STATE,
             {
                 "epoch": epoch + 1,
@@ -213,7 +215,7 @@ class Checkpoint(keras.callbacks.Callback):
                     keras.ops.convert_to_numpy(variable).tolist()
                     for variable in random_states(self.model)
                 ],
-                "date": runs.now(),
+                "date": devices.now(),
             },
         )
         for other in self.folder.glob("*checkpoint-*.keras"):

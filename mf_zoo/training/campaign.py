@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mf_zoo import files
+from mf_zoo.errors import UserError
 from mf_zoo.training import runs
 from mf_zoo.training.recipes import Recipe, get_recipe, stored_values
 
@@ -201,7 +203,7 @@ def load_campaign(path: str | Path) -> Campaign:
 
     Raises:
         ValueError: For anything that cannot be run as it is written, or is there twice.
-        RunError: For a model that has not the settings it is given.
+        UserError: For a model that has not the settings it is given.
         OSError: If the file cannot be read.
 
     Example:
@@ -373,10 +375,10 @@ def run_campaign(
         The state of each run.
 
     Raises:
-        RunError: If another driver is at work in `campaign.output`, or that or the results cannot
+        UserError: If another driver is at work in `campaign.output`, or that or the results cannot
             be written.
     """
-    with runs.locked(campaign.output):
+    with files.locked(campaign.output):
         return _Driver(campaign, command, time_limit, show).drive()
 
 
@@ -386,7 +388,7 @@ class _Driver:
         self.command = command
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.show = show
-        self.stored = {row["run"]: row for row in runs.read_rows(campaign.results / RUNS)}
+        self.stored = {row["run"]: row for row in files.read_rows(campaign.results / RUNS)}
         self.progress = {run.name: Progress(run.name, run.recipe.epochs) for run in campaign.runs}
         self.children: dict[str, subprocess.Popen] = {}
 
@@ -421,10 +423,10 @@ class _Driver:
         stored = self.stored.get(run.name, {})
         try:
             result, config = (
-                runs.read_json(folder / runs.RESULT),
-                runs.read_json(folder / runs.CONFIG),
+                files.read_json(folder / runs.RESULT),
+                files.read_json(folder / runs.CONFIG),
             )
-        except runs.RunError as error:
+        except UserError as error:
             progress.state, progress.reason = "failed", str(error)
             return
         if result is None and config is None and stored.get("state") == "finished":
@@ -454,12 +456,12 @@ class _Driver:
             progress, folder = self.progress[run.name], self.folder(run)
             if progress.state not in ("waiting", "busy"):
                 continue
-            if runs.is_locked(folder):
+            if files.is_locked(folder):
                 progress.state = "busy"
                 continue
             resume = (folder / runs.CONFIG).exists()
             arguments = run.arguments(folder, self.campaign.data_dir, resume)
-            with runs.writing(self._log(run)):
+            with files.writing(self._log(run)):
                 log = open(self._log(run), "ab")  # noqa: SIM115
             with log:
                 self.children[run.name] = subprocess.Popen(
@@ -540,7 +542,7 @@ class _Driver:
     def _gather(self) -> None:
         """Writes the results of all runs."""
         results = self.campaign.results
-        with runs.writing(results):
+        with files.writing(results):
             results.mkdir(parents=True, exist_ok=True)
         rows = []
         for run in self.campaign.runs:
@@ -556,18 +558,18 @@ class _Driver:
             self.stored[run.name] = row
         ours = set(self.progress)
         rows += [row for name, row in self.stored.items() if name not in ours]
-        runs.write_rows(results / RUNS, rows, COLUMNS)
+        files.write_rows(results / RUNS, rows, COLUMNS)
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a history, but for one that is being written or was cut short."""
-    return [row for row in runs.read_rows(path) if row.get("order_swaps")]
+    return [row for row in files.read_rows(path) if row.get("order_swaps")]
 
 
 def _row(run: Run, folder: Path, progress: Progress) -> dict[str, str]:
     """A line of `runs.csv`; a run that is not finished has no error and no loss."""
-    config = runs.read_json(folder / runs.CONFIG) or {}
-    result = runs.read_json(folder / runs.RESULT) if progress.state == "finished" else None
+    config = files.read_json(folder / runs.CONFIG) or {}
+    result = files.read_json(folder / runs.RESULT) if progress.state == "finished" else None
     history = _whole_rows(folder / runs.HISTORY)
     seconds = sum(float(row["seconds"]) for row in history)
     images = config.get("train_images", 0) * len(history)
@@ -602,13 +604,13 @@ def _row(run: Run, folder: Path, progress: Progress) -> dict[str, str]:
 
 def _copy_histories(folder: Path, results: Path, name: str) -> None:
     """Copies the history of a run, and its times as one line for each epoch that changed any."""
-    history = runs.read_rows(folder / runs.HISTORY)
+    history = files.read_rows(folder / runs.HISTORY)
     for row in history:
         for key in ("learning_rate", "loss", "accuracy", "test_loss", "test_error"):
             row[key] = f"{float(row[key]):.6g}" if row[key] else ""
-    runs.write_rows(results / f"{name}.{runs.HISTORY}", history, list(history[0]))
+    files.write_rows(results / f"{name}.{runs.HISTORY}", history, list(history[0]))
     epochs: dict[int, dict[str, str]] = {}
-    for row in runs.read_rows(folder / runs.TIMES):
+    for row in files.read_rows(folder / runs.TIMES):
         times = epochs.setdefault(int(row["epoch"]), {})
         times[f"{row['stage']}/{row['particle']}"] = f"{float(row['time']):.4f}"
     kept: list[dict[str, Any]] = []
@@ -616,4 +618,4 @@ def _copy_histories(folder: Path, results: Path, name: str) -> None:
         if not kept or {**kept[-1], **times} != kept[-1]:
             kept.append({"epoch": epoch, **times})
     if kept:
-        runs.write_rows(results / f"{name}.{runs.TIMES}", kept, list(kept[0]))
+        files.write_rows(results / f"{name}.{runs.TIMES}", kept, list(kept[0]))

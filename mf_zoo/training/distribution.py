@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from mf_zoo.errors import UserError
 from mf_zoo.layers import synchronize_statistics
-from mf_zoo.training.runs import RunError
 
 # What the messages of collective operations say when a process is gone.
 _LOST = re.compile("gloo|nccl|(closed|reset) by peer", re.IGNORECASE)
@@ -70,17 +70,17 @@ class Group:
 
         Args:
             function: A function without arguments whose result JSON can express. If it raises a
-                `RunError`, all processes do.
+                `UserError`, all processes do.
         """
         message = {}
         if self.is_main:
             try:
                 message["result"] = function()
-            except RunError as error:
+            except UserError as error:
                 message["error"] = str(error)
         message = json.loads(self._broadcast(json.dumps(message).encode()))
         if "error" in message:
-            raise RunError(message["error"])
+            raise UserError(message["error"])
         return message["result"]
 
 
@@ -122,7 +122,7 @@ class _TensorFlow(Group):
         import tensorflow as tf
 
         if "TF_CONFIG" in os.environ:
-            raise RunError(
+            raise UserError(
                 "On TensorFlow one process trains on the devices of one machine; several train "
                 "together on JAX or PyTorch. Received: the environment variable TF_CONFIG"
             )
@@ -145,7 +145,7 @@ class _Torch(Group):
         self._owned = not distributed.is_initialized()
         if self._owned:
             if not _environment("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
-                raise RunError(
+                raise UserError(
                     "On PyTorch there is a process for each device, started by torchrun: torchrun "
                     "--nproc-per-node N -m mf_zoo.cli train ... --distribute data. Received: an "
                     "environment without WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT"
@@ -227,7 +227,7 @@ def start(kind: str | None) -> Iterator[Group]:
         A context manager of the `Group`.
 
     Raises:
-        RunError: For another kind, where the environment does not fit, and when another process
+        UserError: For another kind, where the environment does not fit, and when another process
             of the group is lost.
 
     Example:
@@ -248,7 +248,7 @@ def start(kind: str | None) -> Iterator[Group]:
         yield Group()
         return
     if kind != "data":
-        raise RunError(f"`distribute` must be 'data' or None. Received: {kind!r}")
+        raise UserError(f"`distribute` must be 'data' or None. Received: {kind!r}")
     group = _GROUPS[keras.config.backend()]()
     try:
         yield group
@@ -256,7 +256,7 @@ def start(kind: str | None) -> Iterator[Group]:
         found = [line for line in str(error).splitlines() if _LOST.search(line)]
         if group.processes == 1 or not found:
             raise
-        raise RunError(
+        raise UserError(
             "All processes that train together must stay alive; end those that are left and "
             f"start all again with --resume. Received: {found[0]}"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from mf_zoo import applications, data
+from mf_zoo.errors import UserError, user_errors
 from mf_zoo.layers import MeanFieldStage
 from mf_zoo.layers.residual_function import ResidualFunction
 from mf_zoo.training.recipes import Recipe, get_recipe
@@ -18,9 +19,7 @@ from mf_zoo.training.runner import (
     dtype_policy,
     name_of,
     stage_values,
-    usage_errors,
 )
-from mf_zoo.training.runs import RunError
 
 TRAIN_IMAGES = 50_000  # in CIFAR-10 and in CIFAR-100
 
@@ -76,7 +75,7 @@ def dry_run(
         the parts above and their `total`.
 
     Raises:
-        RunError: For what `train` refuses, and a batch that the devices cannot share equally.
+        UserError: For what `train` refuses, and a batch that the devices cannot share equally.
 
     Example:
 
@@ -93,7 +92,7 @@ def dry_run(
         limit=limit,
     )
     check_on_device(on_device)
-    with usage_errors():
+    with user_errors():
         recipe = get_recipe(recipe)
         builder = applications.get(model)
         known = len(data.class_names(dataset))
@@ -103,13 +102,13 @@ def dry_run(
     check_holdout(holdout, images)
     images -= holdout
     if devices > images:
-        raise RunError(
+        raise UserError(
             "There must be at least one image for each device. "
             f"Received: {images} images, devices={devices}"
         )
     images -= images % devices
     if recipe.batch_size % devices:
-        raise RunError(
+        raise UserError(
             "The batch must be divisible by the number of devices. "
             f"Received: batch_size={recipe.batch_size}, devices={devices}"
         )
@@ -210,7 +209,7 @@ def _network(builder: Any, recipe: Recipe, side: int, classes: int) -> keras.Mod
     """The network that `train` would build, for images of `side` pixels a side."""
     first = keras.config.image_data_format() == "channels_first"
     name = name_of(builder, "This model")
-    with usage_errors(), dtype_policy(recipe.dtype_policy):
+    with user_errors(), dtype_policy(recipe.dtype_policy):
         return builder(
             input_shape=(3, side, side) if first else (side, side, 3),
             classes=classes,

@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
+from mf_zoo import files
 from mf_zoo import weights as registry
 from mf_zoo.applications.builders import is_file
-from mf_zoo.training import runs
 from mf_zoo.training.recipes import Recipe
 
 
@@ -30,7 +30,7 @@ def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[st
     """
     digest = None
     if weights is not None and is_file(weights):
-        digest = runs.sha256(*registry.parts(registry.check_file(weights)))
+        digest = files.sha256(*registry.parts(registry.check_file(weights)))
         weights = str(Path(weights).absolute())
     freeze = [freeze] if isinstance(freeze, str) else list(freeze)
     return {"weights": weights, "weights_sha256": digest, "freeze": freeze}

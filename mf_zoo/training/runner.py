@@ -11,9 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from mf_zoo import applications, data
+from mf_zoo import applications, data, devices, files
 from mf_zoo import weights as registry
 from mf_zoo.devices import accelerator
+from mf_zoo.errors import UserError, user_errors
 from mf_zoo.training import distribution, pretrained, runs
 from mf_zoo.training.callbacks import (
     AverageLogs,
@@ -26,7 +27,6 @@ from mf_zoo.training.evaluation import Evaluation, evaluate
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.on_device import train_on_device
 from mf_zoo.training.recipes import Recipe, get_recipe, stored_values
-from mf_zoo.training.runs import RunError
 from mf_zoo.training.schedules import learning_rate_schedule
 
 _STAGE_VALUES = ("quadrature", "horizon", "initial_times", "reorder")
@@ -99,7 +99,7 @@ def train(
         The content of `result.json`.
 
     Raises:
-        RunError: If the input is bad, the folder cannot be used, or the loss is no number.
+        UserError: If the input is bad, the folder cannot be used, or the loss is no number.
 
     Example:
 
@@ -107,7 +107,7 @@ def train(
     >>> result = train("MFResNet20", recipe="quick", output="runs/a")  # doctest: +SKIP
     >>> result["test_error"]  # doctest: +SKIP
     """
-    with usage_errors():
+    with user_errors():
         recipe = get_recipe(recipe)
         builder = applications.get(model)
         model = name_of(builder, model)
@@ -115,7 +115,7 @@ def train(
         recipe = pretrained.with_stages_of(weights, model, recipe)
     check_on_device(on_device)
     if on_device and distribute:
-        raise RunError(
+        raise UserError(
             "`on_device` keeps all images on one device and excludes `distribute`. "
             f"Received: distribute={distribute!r}"
         )
@@ -131,7 +131,7 @@ def train(
         "limit": limit,
         **start,
     }
-    if threads and not runs.limit_threads(threads):
+    if threads and not devices.limit_threads(threads):
         print(
             f"note: --threads has no effect on {keras.config.backend()} here; "
             "limit the process with taskset",
@@ -140,7 +140,7 @@ def train(
     with contextlib.ExitStack() as stack, distribution.start(distribute) as group:
 
         def open_run() -> dict[str, Any]:
-            stack.enter_context(runs.locked(folder))
+            stack.enter_context(files.locked(folder))
             return _open_run(folder, options, resume)
 
         return _train(
@@ -180,7 +180,7 @@ def _train(
     dataset, seed, eval_every = options["dataset"], options["seed"], options["eval_every"]
     epoch = state["epoch"]
     if recipe.batch_size % group.devices:
-        raise RunError(
+        raise UserError(
             "`batch_size` must be a multiple of the number of devices that share a batch. "
             f"Received: batch_size={recipe.batch_size}, {group.devices} devices"
         )
@@ -188,7 +188,7 @@ def _train(
     (images, labels), (test_images, test_labels), split = load_data(
         dataset, data_dir, options["holdout"], options["limit"]
     )
-    with usage_errors():
+    with user_errors():
         classes = len(data.class_names(dataset))
         batches = make_batches(
             images,
@@ -207,8 +207,8 @@ def _train(
         "evaluation_images": len(test_images),
         "steps_per_epoch": len(batches),
         "backend": keras.config.backend(),
-        "versions": runs.versions(),
-        "device": runs.device(threads),
+        "versions": devices.versions(),
+        "device": devices.device(threads),
         "threads": threads,
         "on_device": on_device,
         "distribute": distribute,
@@ -216,11 +216,11 @@ def _train(
         "devices": group.devices,
         "data_dir": None if data_dir is None else str(data_dir),
         "command": command,
-        "date": runs.now(),
+        "date": devices.now(),
     }
     with group.scope():
         if epoch == 0:
-            with usage_errors(), dtype_policy(recipe.dtype_policy):
+            with user_errors(), dtype_policy(recipe.dtype_policy):
                 network = build_network(
                     builder, recipe, classes, options["weights"], options["freeze"]
                 )
@@ -295,7 +295,7 @@ def evaluate_weights(
         An `Evaluation`.
 
     Raises:
-        RunError: If the folder holds no run, or the data cannot be loaded.
+        UserError: If the folder holds no run, or the data cannot be loaded.
         ValueError: If the weights are missing, damaged, or of another network.
 
     Example:
@@ -305,13 +305,13 @@ def evaluate_weights(
     8.92
     """
     folder = Path(run_dir)
-    config = runs.read_json(folder / runs.CONFIG)
+    config = files.read_json(folder / runs.CONFIG)
     if config is None:
-        raise RunError(f"A run folder must hold a {runs.CONFIG}. Received: {folder}")
+        raise UserError(f"A run folder must hold a {runs.CONFIG}. Received: {folder}")
     _, (images, labels), _ = load_data(
         config["dataset"], data_dir, config["holdout"], config["limit"]
     )
-    with usage_errors(), dtype_policy("float32"):
+    with user_errors(), dtype_policy("float32"):
         recipe = Recipe(**config["recipe"])
         classes = len(data.class_names(config["dataset"]))
         network = build_network(applications.get(config["model"]), recipe, classes)
@@ -329,10 +329,10 @@ def _evaluate(network: keras.Model, dataset: str, images, labels) -> Evaluation:
 def _prepare_files(folder: Path, config: dict[str, Any], epoch: int) -> None:
     """Has the run folder hold what it does after `epoch`, and no more."""
     if epoch == 0:
-        with runs.writing(folder):
+        with files.writing(folder):
             for name in (runs.HISTORY, runs.TIMES):
                 (folder / name).unlink(missing_ok=True)
-        runs.write_json(folder / runs.CONFIG, config)
+        files.write_json(folder / runs.CONFIG, config)
         return
     for name in (runs.HISTORY, runs.TIMES):
         runs.drop_rows_after(folder / name, epoch)
@@ -359,8 +359,8 @@ def _write_result(
 ) -> dict[str, Any]:
     """Writes the weights and `result.json`, the end of a run."""
     weights = folder / runs.WEIGHTS
-    digest = runs.write_atomically(weights, final.save_weights)
-    history = runs.read_rows(folder / runs.HISTORY)
+    digest = files.write_atomically(weights, final.save_weights)
+    history = files.read_rows(folder / runs.HISTORY)
     seconds = sum(float(row["seconds"]) for row in history)
     result = {
         "model": config["model"],
@@ -382,13 +382,13 @@ def _write_result(
         "images_per_second": round(config["train_images"] * len(history) / seconds, 1),
         "backend": config["backend"],
         "device": config["device"],
-        "command": (runs.read_json(folder / runs.CONFIG) or config)["command"],
-        "date": runs.now(),
+        "command": (files.read_json(folder / runs.CONFIG) or config)["command"],
+        "date": devices.now(),
         "file": runs.WEIGHTS,
         "size": weights.stat().st_size,
         "sha256": digest,
     }
-    runs.write_json(folder / runs.RESULT, result)
+    files.write_json(folder / runs.RESULT, result)
     return result
 
 
@@ -412,15 +412,6 @@ class SetEpoch(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turns the complaints of other rooms about their arguments into a `RunError`."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError(str(error)) from error
-
-
-@contextlib.contextmanager
 def dtype_policy(policy: str) -> Iterator[None]:
     """Sets the global dtype policy for a while."""
     before = keras.config.dtype_policy()
@@ -441,13 +432,13 @@ def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         least = 0 if name == "holdout" else 1
         if value is not None and (not isinstance(value, int) or value < least):
-            raise RunError(f"`{name}` must be a whole number from {least}. Received: {value!r}")
+            raise UserError(f"`{name}` must be a whole number from {least}. Received: {value!r}")
 
 
 def check_on_device(on_device: bool) -> None:
     """Refuses `on_device` on a backend that cannot do it."""
     if on_device and keras.config.backend() != "jax":
-        raise RunError(
+        raise UserError(
             f"`on_device` needs the JAX backend. Received: backend={keras.config.backend()!r}"
         )
 
@@ -455,7 +446,7 @@ def check_on_device(on_device: bool) -> None:
 def check_holdout(holdout: int, images: int) -> None:
     """Refuses to hold out all training images."""
     if holdout >= images:
-        raise RunError(
+        raise UserError(
             f"`holdout` must be less than the {images} training images. Received: {holdout}"
         )
 
@@ -481,18 +472,19 @@ def open_folder(
         Whether there is something to go on with.
 
     Raises:
-        RunError: If it is finished, has other settings, is not to be resumed, or is something else.
+        UserError: If it is finished, has other settings, is not to be resumed, or is no such
+            folder.
     """
-    config = runs.read_json(folder / file)
+    config = files.read_json(folder / file)
     if (folder / runs.RESULT).exists():
-        raise RunError(f"The {kind} in {folder} is finished: see {folder / runs.RESULT}")
+        raise UserError(f"The {kind} in {folder} is finished: see {folder / runs.RESULT}")
     if config is None:
-        names = {path.name for path in folder.iterdir()} - {runs.LOCK}
+        names = {path.name for path in folder.iterdir()} - {files.LOCK}
         if names and f"partial-{file}" not in names:
-            raise RunError(f"The output folder must be new or empty. Received: {folder}")
+            raise UserError(f"The output folder must be new or empty. Received: {folder}")
         return False
     if not resume:
-        raise RunError(
+        raise UserError(
             f"{folder} holds a {kind} already: go on with it by --resume, or name another folder"
         )
     now = {**options, "backend": keras.config.backend()}
@@ -506,7 +498,7 @@ def open_folder(
         if key != "recipe" and there.get(key) != value
     ]
     if differing:
-        raise RunError(
+        raise UserError(
             f"A {kind} is resumed with the settings it was started with. {folder}: "
             + "; ".join(differing)
         )
@@ -517,12 +509,12 @@ def _open_run(folder: Path, options: dict[str, Any], resume: bool) -> dict[str, 
     """Looks at the run folder, and reads from `state.json` where to go on."""
     if not open_folder(folder, options, resume):
         return {"epoch": 0}
-    state = runs.read_json(folder / runs.STATE)
+    state = files.read_json(folder / runs.STATE)
     if state is None:
         return {"epoch": 0}
     path = folder / state["checkpoint"]
-    if not path.exists() or runs.sha256(path) != state["sha256"]:
-        raise RunError(
+    if not path.exists() or files.sha256(path) != state["sha256"]:
+        raise UserError(
             f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
             f"{folder / runs.STATE}"
         )
@@ -531,7 +523,7 @@ def _open_run(folder: Path, options: dict[str, Any], resume: bool) -> dict[str, 
 
 def load_data(dataset: str, data_dir, holdout: int, limit: int | None):
     """Loads training and evaluation images, and names what is evaluated on."""
-    with usage_errors():
+    with user_errors():
         images, labels = data.load(dataset, "train", data_dir=data_dir)
         images, labels = images[:limit], labels[:limit]
         if not holdout:
@@ -574,14 +566,14 @@ def stage_values(builder, name: str, recipe: Recipe) -> dict[str, Any]:
     """The recipe's values that go to the builder of a model with learned times.
 
     Raises:
-        RunError: If a model without learned times is given another value than the default.
+        UserError: If a model without learned times is given another value than the default.
     """
     known = inspect.signature(builder).parameters
     values = {key: getattr(recipe, key) for key in _STAGE_VALUES}
     plain = Recipe(name="default")
     for key in [key for key in values if key not in known]:
         if values.pop(key) != getattr(plain, key):
-            raise RunError(
+            raise UserError(
                 f"{name} has no learned times and takes no `{key}`. "
                 f"Received: {key}={getattr(recipe, key)!r}"
             )
@@ -648,7 +640,7 @@ def _load_checkpoint(folder: Path, state: dict[str, Any]) -> keras.Model:
         ):
             variable.assign(np.asarray(value, dtype=variable.dtype))
     except (KeyError, ValueError, OSError, TypeError) as error:
-        raise RunError(f"The checkpoint {path} cannot be loaded: {error}") from error
+        raise UserError(f"The checkpoint {path} cannot be loaded: {error}") from error
     return network
 
 
@@ -657,7 +649,7 @@ def _tensorboard(folder: Path) -> keras.callbacks.Callback:
         import tensorboard  # noqa: F401
         import tensorflow  # noqa: F401  # Keras's callback writes through it on every backend.
     except ImportError as error:
-        raise RunError(
+        raise UserError(
             f"TensorBoard logs need the packages tensorflow and tensorboard. Received: {error}"
         ) from error
     return keras.callbacks.TensorBoard(str(folder / runs.TENSORBOARD), write_graph=False)

@@ -12,7 +12,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.engine import hyperparameters
 
-from mf_zoo.training import runs
+from mf_zoo import files
 
 _RUNNING = "RUNNING"
 
@@ -45,10 +45,12 @@ class _Durable:
     # --- Kills
 
     def save(self) -> None:
-        runs.write_json(Path(self._get_oracle_fname()), self.get_state())
+        files.write_json(Path(self._get_oracle_fname()), self.get_state())
 
     def _save_trial(self, trial: Any) -> None:
-        runs.write_json(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state())
+        files.write_json(
+            Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state()
+        )
 
     def get_state(self) -> dict[str, Any]:
         # keras-tuner saves when a trial has ended and still counts it as ongoing.
@@ -62,7 +64,7 @@ class _Durable:
 
     def reload(self) -> None:
         path = Path(self._get_oracle_fname())
-        known = (runs.read_json(path) or {"start_order": []})["start_order"]
+        known = (files.read_json(path) or {"start_order": []})["start_order"]
         for file in path.parent.glob("trial_*/trial.json"):
             if file.parent.name.removeprefix("trial_") not in known:
                 file.unlink()

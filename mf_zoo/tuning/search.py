@@ -15,10 +15,10 @@ from typing import Any
 import keras
 import keras_tuner
 
-from mf_zoo import data
+from mf_zoo import data, devices, files
+from mf_zoo.errors import UserError, user_errors
 from mf_zoo.training import pretrained, runner, runs
 from mf_zoo.training.recipes import Recipe, get_recipe, recipe_toml
-from mf_zoo.training.runs import RunError
 from mf_zoo.tuning import oracles
 from mf_zoo.tuning.hypermodel import MeanFieldHyperModel
 from mf_zoo.tuning.space import SEARCH, TUNERS, format_search, parse_search
@@ -108,7 +108,7 @@ def tune(
         The content of `result.json`.
 
     Raises:
-        RunError: If the input is bad, the folder cannot be used, or no trial succeeds.
+        UserError: If the input is bad, the folder cannot be used, or no trial succeeds.
 
     Example:
 
@@ -118,26 +118,26 @@ def tune(
     """
     runner.check_counts(max_trials=max_trials, epochs=epochs, limit=limit, threads=threads)
     if type(seed) is not int or seed < 0:
-        raise RunError(f"`seed` must be a whole number from 0. Received: {seed!r}")
+        raise UserError(f"`seed` must be a whole number from 0. Received: {seed!r}")
     if type(holdout) is not int or holdout < 1:
-        raise RunError(
+        raise UserError(
             "`holdout` must be a whole number from 1: choices are never made on test images. "
             f"Received: {holdout!r}"
         )
     if tuner not in TUNERS:
-        raise RunError(f"`tuner` must be one of {', '.join(TUNERS)}. Received: {tuner!r}")
+        raise UserError(f"`tuner` must be one of {', '.join(TUNERS)}. Received: {tuner!r}")
     if not worker_timeout > 0:
-        raise RunError(f"`worker_timeout` must be above 0 seconds. Received: {worker_timeout!r}")
+        raise UserError(f"`worker_timeout` must be above 0 seconds. Received: {worker_timeout!r}")
     if chief is not None:
         chief = check_address("chief", chief)
         if not allow_remote and not _is_loopback(chief):
-            raise RunError(
+            raise UserError(
                 "The port of a search is neither encrypted nor protected, so `chief` must be an "
                 "address of this machine alone, such as 127.0.0.1, unless you allow remote workers "
                 f"(`allow_remote`, --allow-remote). Received: chief={chief!r}"
             )
     folder = Path(output)
-    with runner.usage_errors():
+    with user_errors():
         base = get_recipe(recipe) if epochs is None else get_recipe(recipe, epochs=epochs)
         start = pretrained.settings(weights, freeze)
         hypermodel = MeanFieldHyperModel(
@@ -161,12 +161,12 @@ def tune(
         "recipe": base.to_dict(),
         "search": format_search(hypermodel.space),
     }
-    with runs.locked(folder):
+    with files.locked(folder):
         runner.open_folder(folder, options, resume, file=SEARCH, kind="search")
         if chief is None:
             training, validation = _load_data(options, data_dir, threads)
         if start["weights"] is not None or start["freeze"]:
-            with runner.usage_errors():  # What would fail in every trial fails here.
+            with user_errors():  # What would fail in every trial fails here.
                 for builder in hypermodel.models.values():
                     runner.build_network(
                         builder,
@@ -180,15 +180,15 @@ def tune(
             "worker_timeout": worker_timeout,
             "data_dir": None if data_dir is None else str(data_dir),
             "backend": keras.config.backend(),
-            "versions": {**runs.versions(), "keras_tuner": keras_tuner.__version__},
-            "device": runs.device(threads),
+            "versions": {**devices.versions(), "keras_tuner": keras_tuner.__version__},
+            "device": devices.device(threads),
             "command": command or shlex.join(sys.argv),
-            "date": runs.now(),
+            "date": devices.now(),
         }
         if not (folder / SEARCH).exists():
-            runs.write_json(folder / SEARCH, config)
+            files.write_json(folder / SEARCH, config)
         with _as_chief(chief):
-            with runner.usage_errors():
+            with user_errors():
                 one = _make_tuner(folder, options, hypermodel)
             one.oracle.on_trial_end = lambda oracle, trial: _report(
                 folder, hypermodel, oracle, trial
@@ -235,7 +235,7 @@ def work(
         verbose: Of `keras.Model.fit` in a trial.
 
     Raises:
-        RunError: If there is no chief, or it goes away.
+        UserError: If there is no chief, or it goes away.
     """
     import grpc
 
@@ -243,23 +243,23 @@ def work(
     name = f"{socket.gethostname()}-{os.getpid()}".replace("chief", "")
     name = name if tuner_id is None else tuner_id
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or "chief" in name:
-        raise RunError(
+        raise UserError(
             "`tuner_id` must be made of letters, digits, '_', '.' and '-', and not contain "
             f"'chief'. Received: {tuner_id!r}"
         )
     folder = Path(output)
     if (folder / runs.RESULT).exists():
-        raise RunError(f"The search in {folder} is finished: see {folder / runs.RESULT}")
+        raise UserError(f"The search in {folder} is finished: see {folder / runs.RESULT}")
     with grpc.insecure_channel(worker) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=_PATIENCE)
         except grpc.FutureTimeoutError as error:
-            raise RunError(
+            raise UserError(
                 f"No chief answers within {_PATIENCE:g} s. Received: {worker}"
             ) from error
     config = read_search(folder)
     training, validation = _load_data(config, data_dir or config["data_dir"], threads)
-    with runner.usage_errors():
+    with user_errors():
         recipe = Recipe(**config["recipe"])
         hypermodel = MeanFieldHyperModel(
             config["models"],
@@ -281,7 +281,7 @@ def work(
                 if (folder / runs.RESULT).exists():
                     return
                 time.sleep(0.1)
-            raise RunError(
+            raise UserError(
                 f"The chief at {worker} does not answer any more. Received: {error.code().name}, "
                 f"{error.details()}"
             ) from error
@@ -291,11 +291,11 @@ def read_search(folder: Path) -> dict[str, Any]:
     """Reads the settings of the search in a folder.
 
     Raises:
-        RunError: If there is none.
+        UserError: If there is none.
     """
-    config = runs.read_json(folder / SEARCH)
+    config = files.read_json(folder / SEARCH)
     if config is None:
-        raise RunError(f"The folder must hold a search ({SEARCH}). Received: {folder}")
+        raise UserError(f"The folder must hold a search ({SEARCH}). Received: {folder}")
     return config
 
 
@@ -303,7 +303,7 @@ def check_address(name: str, address: str) -> str:
     """Checks `HOST:PORT`; returns it, a bare port or `:PORT` with the loopback address."""
     host, _, port = address.rpartition(":")
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536 or " " in host:
-        raise RunError(f"`{name}` must be HOST:PORT. Received: {address!r}")
+        raise UserError(f"`{name}` must be HOST:PORT. Received: {address!r}")
     return f"{host or '127.0.0.1'}:{port}"
 
 
@@ -312,7 +312,7 @@ def _is_loopback(address: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None)
     except OSError as error:
-        raise RunError(f"`chief` must be a known host: {error}. Received: {host!r}") from error
+        raise UserError(f"`chief` must be a known host: {error}. Received: {host!r}") from error
     return all(ipaddress.ip_address(one[4][0].partition("%")[0]).is_loopback for one in found)
 
 
@@ -353,7 +353,7 @@ def _as_chief(address: str | None) -> Iterator[None]:
         try:
             trial.bind((host.strip("[]"), int(port)))
         except OSError as error:
-            raise RunError(
+            raise UserError(
                 f"`chief` must be an address that this machine can listen at: {error.strerror}. "
                 f"Received: {address!r}"
             ) from error
@@ -363,20 +363,20 @@ def _as_chief(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Turns keras-tuner's complaint about trials that failed in a row into a `RunError`."""
+    """Turns keras-tuner's complaint about trials that failed in a row into a `UserError`."""
     try:
         yield
     except RuntimeError as error:
         if "consecutive failures" not in str(error):
             raise
-        raise RunError(
+        raise UserError(
             "The trials that a search begins with must succeed; three in a row failed. Received: "
             + str(error).strip().splitlines()[-1]
         ) from error
 
 
 def _load_data(config: Mapping[str, Any], data_dir: Any, threads: int | None) -> tuple[Any, Any]:
-    if threads and not runs.limit_threads(threads):
+    if threads and not devices.limit_threads(threads):
         print(f"note: --threads has no effect on {keras.config.backend()} here", file=sys.stderr)
     training, validation, _ = runner.load_data(
         config["dataset"], data_dir, config["holdout"], config["limit"]
@@ -491,7 +491,7 @@ def _report(folder: Path, hypermodel: MeanFieldHyperModel, oracle: Any, trial: A
 
 def _write_table(folder: Path, hypermodel: MeanFieldHyperModel, oracle: Any) -> None:
     columns = [*_COLUMNS, *hypermodel.space]
-    runs.write_rows(folder / TRIALS, table(hypermodel, oracle), columns)
+    files.write_rows(folder / TRIALS, table(hypermodel, oracle), columns)
 
 
 def _finish(
@@ -502,7 +502,7 @@ def _finish(
     if best is None:
         messages = [trial.message for trial in oracle.trials.values() if trial.message]
         last = messages[-1].strip().splitlines()[-1] if messages else "none"
-        raise RunError(f"A search needs a trial that can be completed. Received: {last}")
+        raise UserError(f"A search needs a trial that can be completed. Received: {last}")
     rows = table(hypermodel, oracle)
     hp = best.hyperparameters.copy()
     model, recipe = hypermodel.model_name(hp), hypermodel.recipe(hp)
@@ -516,7 +516,7 @@ def _finish(
     if start:
         comment += f"\nFound with, and for: mf-zoo train {model} {' '.join(start)}"
     text = recipe_toml(recipe, comment)
-    runs.write_atomically(folder / BEST, lambda part: part.write_text(text, encoding="utf-8"))
+    files.write_atomically(folder / BEST, lambda part: part.write_text(text, encoding="utf-8"))
     result = {
         "best_trial": best.trial_id,
         "model": model,
@@ -532,9 +532,9 @@ def _finish(
         "recipe": BEST,
         "picture": _draw(folder, rows, hypermodel),
         "command": read_search(folder)["command"],
-        "date": runs.now(),
+        "date": devices.now(),
     }
-    runs.write_json(folder / runs.RESULT, result)
+    files.write_json(folder / runs.RESULT, result)
     return result
 
 
@@ -554,7 +554,7 @@ def _draw(
     except ImportError:
         print("no picture: it needs matplotlib, pip install 'mf_zoo[plot]'", file=sys.stderr)
         return None
-    runs.write_atomically(
+    files.write_atomically(
         folder / PICTURE, lambda part: figure.savefig(part, format="png", dpi=120)
     )
     return PICTURE

@@ -1,0 +1,139 @@
+"""Files: written whole or not at all, read with one clear error, locked against other writers."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mf_zoo.errors import UserError
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """Turns a failure to write `path` into a `UserError` that says so."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"Cannot write {path}: {reason}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time write to a folder, which is made; the lock dies with its holder.
+
+    Raises:
+        UserError: If another process has it.
+    """
+    import filelock
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise UserError(
+                f"A folder must be written to by one process at a time. Received: {folder}, where "
+                "another one is at work"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is writing to a folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except UserError:
+        return True
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> str:
+    """Has `write` fill a file beside `path`, then renames it; returns its SHA-256.
+
+    Whatever happens, `path` is either the old file or the complete new one.
+    """
+    partial = path.with_name(f"partial-{path.name}")
+    try:
+        with writing(path):
+            write(partial)
+            with open(partial, "rb+") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return digest
+
+
+def write_json(path: Path, data: Mapping[str, Any]):
+    """Writes `data` as JSON, atomically."""
+    text = json.dumps(data, indent=2) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object; `None` if there is no such file.
+
+    Raises:
+        UserError: If the file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} must be readable JSON: {error}. Received: {path}") from error
+
+
+def sha256(*paths: Path) -> str:
+    """Returns the SHA-256 of a file, or of several one after another, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]):
+    """Appends rows to a CSV file, which gets its header line with the first row."""
+    columns = list(columns)
+    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]):
+    """Writes a CSV file, atomically."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Reads the rows of a CSV file; none if there is no file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
