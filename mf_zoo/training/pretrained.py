@@ -7,10 +7,11 @@ from typing import Any
 
 import keras
 
-from mf_zoo import files
+from mf_zoo import applications, files
 from mf_zoo import weights as registry
 from mf_zoo.applications.builders import is_file
 from mf_zoo.training.recipes import Recipe
+from mf_zoo.training.settings import RunSettings
 
 
 def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[str, Any]:
@@ -59,6 +60,26 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
             for key in ("quadrature", "horizon", "reorder")
             if getattr(recipe, key) == getattr(default, key)
         }
+    )
+
+
+def resolve(run: RunSettings) -> RunSettings:
+    """The settings of a run with what follows from its weights filled in.
+
+    Args:
+        run: The settings.
+
+    Returns:
+        The settings with the model's name as it is registered, the digest of a weight file, and the
+        stages' values of registered weights where the recipe is at its defaults.
+
+    Raises:
+        ValueError: If there is no such model, or there are no such weights.
+    """
+    return run.replace(
+        model=applications.network(run.model).name,
+        recipe=with_stages_of(run.weights, run.model, run.recipe),
+        **settings(run.weights, run.freeze),
     )
 
 
