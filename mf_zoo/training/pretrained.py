@@ -10,7 +10,7 @@ import keras
 from mf_zoo import applications, files
 from mf_zoo import weights as registry
 from mf_zoo.applications.builders import is_file
-from mf_zoo.training.recipes import Recipe
+from mf_zoo.training.recipes import Recipe, fields
 from mf_zoo.training.settings import RunSettings
 
 
@@ -23,8 +23,8 @@ def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[st
         freeze: Names or patterns of layers.
 
     Returns:
-        `weights` (of a file, its absolute path), `weights_sha256` (of a file, lest it changes
-        before the run goes on; else `None`) and `freeze`.
+        `weights` (of a file, its absolute path), `weights_sha256` (of a file, so that a change is
+        noticed when the run is resumed; else `None`) and `freeze`.
 
     Raises:
         ValueError: If the file is missing or no weight file.
@@ -57,8 +57,8 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
     return recipe.replace(
         **{
             key: getattr(record, key)
-            for key in ("quadrature", "horizon", "reorder")
-            if getattr(recipe, key) == getattr(default, key)
+            for key in fields("stage")
+            if hasattr(record, key) and getattr(recipe, key) == getattr(default, key)
         }
     )
 
