@@ -134,7 +134,7 @@ def test_a_residual_function_of_ones_own(own):
     model = build(input_shape=(8, 8, 3))
     assert [stage.output.shape[1:] for stage in stages(model)] == [(8, 8, 8), (4, 4, 16)]
     assert applications.list_models()[-1] == "Own"  # nobody knows how large it is
-    with pytest.raises(ValueError, match="has one as its `kind`.*Received: block=Scaled"):
+    with pytest.raises(ValueError, match=r"has one as its `kind`.*Received: block=Scaled"):
         build.architecture.parameters()
     for block in (BasicBlock, PreActBasicBlock):
         same = _tiny(block=block)
