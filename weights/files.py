@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mf_zoo.errors import UserError
+from mf_zoo.files import sha256 as sha256_of
 
 if TYPE_CHECKING:
     import h5py
@@ -48,7 +49,7 @@ def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
             f"Received: {received} bytes"
         )
     try:
-        digest = sha256(path)
+        digest = sha256_of(path)
     except OSError as error:
         raise WeightFileError(
             f"The weight file {path} must be readable. Received: {error}"
