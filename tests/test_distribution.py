@@ -214,7 +214,7 @@ def test_statistics_are_synchronised_in_every_layer(kind):
     stages = [layer for layer in model.layers if hasattr(layer, "pattern")]
     found = [
         layer
-        for part in (model, *(stage.pattern() for stage in stages))
+        for part in (model, *(stage.template() for stage in stages))
         for layer in part._flatten_layers()
         if isinstance(layer, BatchNormalization)
     ]
