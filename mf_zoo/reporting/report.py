@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mf_zoo import data
+from mf_zoo.markdown import table
 from mf_zoo.reporting import published
 from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.pictures import PICTURES, drawable
@@ -76,14 +77,6 @@ def markdown(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(header)} |",
-        "|" + "---|" * len(header),
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
 def _errors(chosen: Sequence[Cell]) -> list[str]:
     compared = chosen[0].evaluated_on == "test"
     kinds = published.KINDS if compared else ()
@@ -108,7 +101,7 @@ def _errors(chosen: Sequence[Cell]) -> list[str]:
                 sources.append((kind, entry.source))
         rows.append(row)
     header = ["model", "setting", "seeds", "mean", "deviation", *others, "swaps", *kinds]
-    lines = _table(header, rows)
+    lines = [table(header, rows)]
     if sources:
         lines += ["", "Published figures are of the plain network:", ""]
         for kind in published.KINDS:
@@ -142,7 +135,7 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]]) -> list[str]:
         "In points of error, paired by seed; below 0 the mean-field network is better. The",
         "interval is Student's, of n differences: it says how far other seeds would move the mean.",
         "",
-        *_table(header, rows),
+        table(header, rows),
     ]
 
 
