@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _sigterm_as_interrupt(), quiet.libraries(), plugins.handed_on(modules):
             plugins.load_entry_points()
+            plugins.load(modules)
             code = options.run(options) or 0
             sys.stdout.flush()
             return code
@@ -125,7 +126,7 @@ def _how_to_resume(options: argparse.Namespace) -> str:
         return ""
     state = read_json(folder / STATE) or {"epoch": 0}
     return (
-        f" after epoch {state['epoch']}; resume it with: "
+        f" after epoch {state['epoch']}; resume with: "
         f"mf-zoo train --resume --output {shlex.quote(str(folder))}"
     )
 
