@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from mf_zoo import files
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -104,7 +105,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             "mean_field_scaling": row["mean_field_scaling"] == "True",
             "learning_rate": float(row["learning_rate"]),
         }
-        for row in harness.read_csv(path)
+        for row in files.read_rows(path)
     ]
 
 
