@@ -14,6 +14,7 @@ import pytest
 from keras import ops
 from passes import arrays_of, assert_equal_batches, pass_of
 from PIL import Image, ImageOps
+from tfds_folders import prepare
 
 from mf_zoo import data
 from mf_zoo.data.streaming.grain_reader import Records
@@ -356,28 +357,6 @@ def test_wrong_stream_arguments(cifar10_dir, change, kind, message):
     arguments = {"name": "cifar10", "split": "train", "data_dir": cifar10_dir / "array_record"}
     with pytest.raises(kind, match=rf"(?s){message}.*Received: "):
         data.stream(**{**arguments, **change})
-
-
-def prepare(folder, features, examples, file_format="tfrecord"):
-    """Prepares a dataset named `pictures` in `folder` by tensorflow-datasets."""
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-
-        class Pictures(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                described = tfds.features.FeaturesDict(features(tfds.features))
-                return tfds.core.DatasetInfo(builder=self, features=described)
-
-            def _split_generators(self, dl_manager):
-                return {"train": self._generate_examples()}
-
-            def _generate_examples(self):
-                yield from enumerate(examples)
-
-    Pictures(data_dir=folder).download_and_prepare(file_format=file_format)
 
 
 def kinds(features):

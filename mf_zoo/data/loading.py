@@ -191,27 +191,16 @@ def _read_tfds(
     dataset: Dataset, split: str, folder: Path | None, download: bool
 ) -> Iterator[Chunk]:
     tfds, builder = _builder(dataset, folder, download)
-    image, _ = image_and_label(builder, dataset.image_feature, dataset.label_feature)
-    wanted = [dataset.image_feature, dataset.label_feature]
+    image_and_label(builder, dataset.image_feature, dataset.label_feature)
+    names = [dataset.image_feature, dataset.label_feature]
     if dataset.order_feature is not None:
-        wanted.append(dataset.order_feature)
-    whole = image.shape == dataset.image_shape
-    decoders = None if whole else {dataset.image_feature: tfds.decode.SkipDecoding()}
+        names.append(dataset.order_feature)
+    read = _read_arrays if builder.info.file_format.value == "array_record" else _read_tensors
     empty = True
     try:
-        source = builder.as_dataset(
-            split=dataset.splits.get(split, split),
-            batch_size=_IMAGES,
-            shuffle_files=False,
-            decoders=tfds.decode.PartialDecoding(dict.fromkeys(wanted, True), decoders=decoders),
-            read_config=tfds.ReadConfig(interleave_cycle_length=1),
-        )
-        for columns in tfds.as_numpy(source):
-            images, labels, *order = (columns[name] for name in wanted)
-            if not whole:
-                images = np.stack([_decoded(dataset, io.BytesIO(content)) for content in images])
+        for columns in read(tfds, builder, dataset, dataset.splits.get(split, split), names):
             empty = False
-            yield Chunk(str(builder.data_path), images, labels, *order)
+            yield Chunk(str(builder.data_path), *columns)
     except Exception as error:
         raise DatasetCorruptError(
             f"the prepared folder {builder.data_path} must be readable by tensorflow-datasets; "
@@ -221,6 +210,37 @@ def _read_tfds(
         raise DatasetCorruptError(
             f"the prepared folder {builder.data_path} must hold images of {split}. Received: none"
         )
+
+
+def _read_tensors(
+    tfds: Any, builder: Any, dataset: Dataset, split: str, names: list[str]
+) -> Iterator[list[np.ndarray]]:
+    """Chunks of TFRecord files: the features `names`, of which the image is the first."""
+    fits = builder.info.features[names[0]].shape == dataset.image_shape
+    decoders = None if fits else {names[0]: tfds.decode.SkipDecoding()}
+    source = builder.as_dataset(
+        split=split,
+        batch_size=_IMAGES,
+        shuffle_files=False,
+        decoders=tfds.decode.PartialDecoding(dict.fromkeys(names, True), decoders=decoders),
+        read_config=tfds.ReadConfig(interleave_cycle_length=1),
+    )
+    for chunk in tfds.as_numpy(source):
+        images, *others = (chunk[name] for name in names)
+        if not fits:
+            images = np.stack([_decoded(dataset, io.BytesIO(content)) for content in images])
+        yield [images, *others]
+
+
+def _read_arrays(
+    tfds: Any, builder: Any, dataset: Dataset, split: str, names: list[str]
+) -> Iterator[list[np.ndarray]]:
+    """The same of ArrayRecord files."""
+    source = builder.as_data_source(split=split, decoders={names[0]: tfds.decode.SkipDecoding()})
+    for start in range(0, len(source), _IMAGES):
+        chunk = [source[k] for k in range(start, min(start + _IMAGES, len(source)))]
+        images = [_decoded(dataset, io.BytesIO(record[names[0]])) for record in chunk]
+        yield [np.stack(images), *(np.array([r[name] for r in chunk]) for name in names[1:])]
 
 
 def _decoded(dataset: Dataset, file: Any) -> np.ndarray:
