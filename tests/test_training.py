@@ -553,7 +553,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     # Asked to stop in the middle of the third.
     process = _run_process("SIGTERM", "2.2", *resume)
     assert process.returncode == 143, process.stderr
-    assert f"after epoch 2; go on with: mf-zoo train --resume --output {folder}" in process.stderr
+    assert f"after epoch 2; resume with: mf-zoo train --resume --output {folder}" in process.stderr
     assert "Traceback" not in process.stderr
     with open(folder / "history.csv", "a") as file:
         file.write("3,0.0")  # as if killed while writing a row
