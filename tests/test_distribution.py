@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import tiny_zoo
 from hypothesis import strategies
+from tiny_zoo import train
 
 from mf_zoo import applications, cli, data, files
 from mf_zoo.errors import UserError
 from mf_zoo.layers import BatchNormalization, synchronize_statistics
-from mf_zoo.training import runs, train
+from mf_zoo.training import runs
 from mf_zoo.training.distribution import Group, start
 
 HERE = pathlib.Path(__file__).parent
@@ -213,7 +214,7 @@ def test_statistics_are_synchronised_in_every_layer(kind):
     stages = [layer for layer in model.layers if hasattr(layer, "pattern")]
     found = [
         layer
-        for part in (model, *(stage.pattern() for stage in stages))
+        for part in (model, *(stage.template() for stage in stages))
         for layer in part._flatten_layers()
         if isinstance(layer, BatchNormalization)
     ]

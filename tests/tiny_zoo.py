@@ -21,6 +21,9 @@ import signal
 import sys
 import time
 
+from mf_zoo import applications, chains
+from mf_zoo.applications import registry
+
 
 def tiny(
     weights=None,
@@ -104,12 +107,40 @@ def tiny_plain(weights=None, classes=10, classifier_activation="softmax"):
     return tiny(weights, classes, classifier_activation)
 
 
+BUILDERS = {"Tiny": tiny, "TinyPlain": tiny_plain, "Steady": tiny_without_dropout}
+for _name, _builder in BUILDERS.items():
+    _architecture = applications.Architecture(
+        name=_name,
+        title="a tiny network",
+        source="the tests",
+        block=chains.BASIC,
+        filters=(4,),
+        blocks=(3,),
+        stem=applications.Stem(4, strides=8),
+    )
+    applications.register_network(
+        applications.Network(_name, _architecture, _builder is not tiny_plain, _builder)
+    )
+
+
 def get(name):
     """`mf_zoo.applications.get` that knows them."""
-    from mf_zoo.applications import zoo
+    return BUILDERS.get(name) or registry.get(name)
 
-    models = {"Tiny": tiny, "TinyPlain": tiny_plain, "Steady": tiny_without_dropout}
-    return models.get(name) or zoo.get(name)
+
+def train(model, dataset="cifar10", *, output, **values):
+    """`mf_zoo.training.train` with settings and machine as arguments by name."""
+    from mf_zoo.errors import user_errors
+    from mf_zoo.training import Machine, RunSettings
+    from mf_zoo.training import train as real_train
+    from mf_zoo.training.settings import flags
+
+    machine = {key: values.pop(key) for key in flags(Machine) if key in values}
+    chosen = {key: values.pop(key) for key in (*flags(RunSettings), "recipe") if key in values}
+    with user_errors():
+        settings = RunSettings(model, dataset, **chosen)
+        machine = Machine(**machine)
+    return real_train(settings, output, machine=machine, **values)
 
 
 class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):
@@ -136,7 +167,7 @@ def main(signal_name, when, *arguments):
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * int(os.environ["LOGICAL_DEVICES"]),
         )
-    from mf_zoo import applications, cli, files
+    from mf_zoo import cli, files
     from mf_zoo.data import Batches
 
     applications.get = get

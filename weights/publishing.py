@@ -16,7 +16,7 @@ from mf_zoo.weights.files import (
     shard_name,
     verify,
 )
-from mf_zoo.weights.record import DTYPES, Shard, WeightRecord
+from mf_zoo.weights.record import DTYPES, Shard, WeightRecord, file_stem
 from mf_zoo.weights.registry import FOLDER, LARGE, LARGEST_IN_WHEEL
 from mf_zoo.weights.rewriting import rewrite
 
@@ -211,12 +211,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> WeightRecord:
     from mf_zoo import data
 
+    # Runs made before networks normalised by their own dataset do not say: by CIFAR-10's.
+    mean, std = config.get("normalization") or (None, None)
     start = config.get("weights")
     if start is not None and config["weights_sha256"]:
         start = f"{Path(start).name} sha256:{config['weights_sha256']}"
     return WeightRecord(
         name=name,
-        file=f"{WeightRecord.stem_of(result['model'], name)}{SUFFIX}",
+        file=f"{file_stem(result['model'], name)}{SUFFIX}",
         classes=len(data.class_names(result["dataset"])),
         quadrature=config["recipe"]["quadrature"],
         horizon=config["recipe"]["horizon"],
@@ -225,6 +227,8 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         reorder=config["recipe"].get("reorder", True),
         initial_weights=start,
         freeze=config.get("freeze", ()),
+        mean=mean,
+        std=std,
         **{
             field: result.get(field)
             for field in (
