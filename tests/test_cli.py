@@ -241,8 +241,8 @@ def test_predictions_that_cannot_be_written(trained, cifar10_dir, capsys, tmp_pa
 
 # Each subcommand that needs a backend, one after the other; then errors.
 _SUBCOMMANDS = """
-import sys, tiny_zoo
-from mf_zoo import applications, cli
+import sys
+from mf_zoo import cli
 
 def run(code, *arguments):
     print("#", *arguments[:1], file=sys.stderr, flush=True)
@@ -250,8 +250,6 @@ def run(code, *arguments):
     assert found == code, (arguments, found)
 
 data, zoo = sys.argv[1:]
-builder = applications.get
-applications.get = tiny_zoo.get
 small = ("--epochs", "1", "--limit", "16", "--data-dir", data, "--recipe", "quick")
 run(0, "train", "Tiny", *small, "--batch-size", "8", "--output", "run", "--verbose", "0")
 run(0, "evaluate", "Tiny", "--weights", "run", "--data-dir", data, "--limit", "8")
@@ -276,7 +274,7 @@ def test_no_subcommand_prints_log_lines_of_libraries(cifar10_dir, tmp_path):
     picture = tmp_path / "a.png"
     Image.fromarray(data.sample("cifar10")[0][0]).save(picture)
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
-    environment["PYTHONPATH"] = os.path.dirname(__file__)
+    environment |= {"PYTHONPATH": os.path.dirname(__file__), "MF_ZOO_IMPORT": "tiny_zoo"}
     process = _process(
         "-c", _SUBCOMMANDS, str(cifar10_dir), str(picture), cwd=tmp_path, env=environment
     )
