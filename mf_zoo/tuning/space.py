@@ -42,6 +42,8 @@ MEAN_FIELD = (
     "noise_temperature",
 )
 STAGES = ("quadrature", "initial_times", "reorder", "horizon")
+# What makes the batches of arrays; a dataset has its own.
+BATCHES = ("batch_size", "padding", "flip", "cutout", "mixup", "cutmix")
 
 _FIXED = ("name", "description", "epochs", "warmup_epochs", "dtype_policy")
 
