@@ -95,8 +95,8 @@ def measure(model: str, policy: str, input_size: int, batch: int) -> Memory:
     import keras
 
     from mf_zoo import applications
+    from mf_zoo.training.assembly import dtype_policy
     from mf_zoo.training.dry_run import activation_bytes
-    from mf_zoo.training.runner import dtype_policy
 
     backend = keras.config.backend()
     if backend not in ("jax", "torch"):

@@ -248,7 +248,7 @@ def figures(network: Any) -> dict[str, int]:
 def build(model: str, input_size: int, policy: str) -> Any:
     """The network for images of ImageNet, ending in logits."""
     from mf_zoo import applications
-    from mf_zoo.training.runner import dtype_policy
+    from mf_zoo.training.assembly import dtype_policy
 
     with dtype_policy(policy):
         return applications.get(model)(

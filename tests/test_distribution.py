@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import tiny_zoo
 from hypothesis import strategies
+from tiny_zoo import train
 
 from mf_zoo import applications, cli, data, files
 from mf_zoo.errors import UserError
 from mf_zoo.layers import BatchNormalization, synchronize_statistics
-from mf_zoo.training import runs, train
+from mf_zoo.training import runs
 from mf_zoo.training.distribution import Group, start
 
 HERE = pathlib.Path(__file__).parent

@@ -19,23 +19,23 @@ import pytest
 import tiny_zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_zoo import train
 
 from mf_zoo import applications, data, files, weights
+from mf_zoo.errors import UserError
 from mf_zoo.layers import quadrature
 from mf_zoo.training import (
     RECIPES,
     Recipe,
-    UserError,
     evaluate,
     evaluate_weights,
     get_recipe,
     on_device,
-    runner,
     runs,
-    train,
 )
 from mf_zoo.training.callbacks import order_swaps
 from mf_zoo.training.evaluation import calibration_error
+from mf_zoo.training.folder import open_folder
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.recipes import load_recipe, parse_override, recipe_toml
 from mf_zoo.training.schedules import learning_rate_schedule
@@ -553,7 +553,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     # Asked to stop in the middle of the third.
     process = _run_process("SIGTERM", "2.2", *resume)
     assert process.returncode == 143, process.stderr
-    assert f"after epoch 2; go on with: mf-zoo train --resume --output {folder}" in process.stderr
+    assert f"after epoch 2; resume with: mf-zoo train --resume --output {folder}" in process.stderr
     assert "Traceback" not in process.stderr
     with open(folder / "history.csv", "a") as file:
         file.write("3,0.0")  # as if killed while writing a row
@@ -587,7 +587,7 @@ def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatc
     train("Tiny", output=tmp_path / "whole", **start, **options)
     folder = tmp_path / "killed"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(runs, "write_json", write_json)
+        patch.setattr(files, "write_json", write_json)
         train("Tiny", output=folder, **start, **options)
     for change, message in (
         ({"freeze": ["stem"]}, r"freeze is \['st\*'\] there and \['stem'\] here"),
@@ -647,10 +647,10 @@ def test_a_run_older_than_a_value_of_the_recipe_is_resumed(tmp_path):
     older = {key: value for key, value in recipe.items() if key != "cutmix"}
     config = {"model": "Tiny", "backend": keras.config.backend(), "recipe": older}
     files.write_json(tmp_path / runs.CONFIG, config)
-    assert runner.open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
+    assert open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
     with pytest.raises(UserError, match=r"cutmix is 0\.0 there and 1\.0 here"):
         changed = {"model": "Tiny", "recipe": {**recipe, "cutmix": 1.0}}
-        runner.open_folder(tmp_path, changed, resume=True)
+        open_folder(tmp_path, changed, resume=True)
 
 
 # --- On the device ---------------------------------------------------------------------------
@@ -745,7 +745,9 @@ def test_no_room_for_a_checkpoint_keeps_the_one_before(
 def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path):
     run = {"data_dir": cifar10_dir, **OPTIONS}
     for resume in (False, True):
-        with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
+        with pytest.raises(
+            UserError, match=r"is finished.*result\.json.*mf-zoo evaluate.*Received: output="
+        ):
             train("Tiny", output=finished, resume=resume, **run)
     folder = tmp_path / "begun"
     folder.mkdir()
@@ -753,7 +755,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path
     with pytest.raises(UserError, match=r"must be new or empty. Received"):
         train("Tiny", output=folder, **run)
     (folder / "config.json").write_text((finished / "config.json").read_text())
-    with pytest.raises(UserError, match=r"holds a run already.*--resume"):
+    with pytest.raises(UserError, match=r"holds a run already: resume it by --resume"):
         train("Tiny", output=folder, **run)
     with pytest.raises(UserError) as error:
         changed = {**run, "seed": 4, "recipe": RECIPE.replace(epochs=9)}

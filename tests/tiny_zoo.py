@@ -112,6 +112,21 @@ def get(name):
     return models.get(name) or zoo.get(name)
 
 
+def train(model, dataset="cifar10", *, output, **values):
+    """`mf_zoo.training.train` with settings and machine as arguments by name."""
+    from mf_zoo.errors import user_errors
+    from mf_zoo.training import Machine, RunSettings
+    from mf_zoo.training import train as real_train
+    from mf_zoo.training.settings import flags
+
+    machine = {key: values.pop(key) for key in flags(Machine) if key in values}
+    chosen = {key: values.pop(key) for key in (*flags(RunSettings), "recipe") if key in values}
+    with user_errors():
+        settings = RunSettings(model, dataset, **chosen)
+        machine = Machine(**machine)
+    return real_train(settings, output, machine=machine, **values)
+
+
 class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):
     """Finds modules as if TensorFlow and what needs it were not installed."""
 

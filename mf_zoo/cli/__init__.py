@@ -87,7 +87,7 @@ def _how_to_resume(options: argparse.Namespace) -> str:
         return ""
     state = read_json(folder / STATE) or {"epoch": 0}
     return (
-        f" after epoch {state['epoch']}; go on with: "
+        f" after epoch {state['epoch']}; resume with: "
         f"mf-zoo train --resume --output {shlex.quote(str(folder))}"
     )
 
