@@ -326,7 +326,7 @@ def test_a_search_ends_at_once_where_no_trial_can_be_trained(tmp_path):
             hypermodel.fit(hp, model, *arguments, **settings)
     tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=9, directory=tmp_path)
     with pytest.raises(keras_tuner.errors.FatalValueError, match="images on both sides"):
-        tuner.search(X, Y, validation_split=0.0001, verbose=0)
+        tuner.search(X, Y, validation_split=0.99, verbose=0)
     assert len(tuner.oracle.trials) == 1
     hypermodel = _hypermodel(search=("batch_size",))
     with pytest.raises(keras_tuner.errors.FatalValueError, match="set or searched, not both"):

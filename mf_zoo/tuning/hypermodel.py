@@ -1,7 +1,6 @@
 """The networks of the zoo and their recipes as a search space of keras-tuner."""
 
 import contextlib
-import inspect
 import time
 import types
 import warnings
@@ -16,18 +15,13 @@ from keras_tuner.engine import hyperparameters
 from keras_tuner.src.engine.tuner_utils import SaveBestEpoch
 
 from mf_zoo import applications, data
-from mf_zoo.training import runner
+from mf_zoo.training import assembly
+from mf_zoo.training.callbacks import SetEpoch
 from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.schedules import learning_rate_schedule
 from mf_zoo.tuning import inputs
-from mf_zoo.tuning.space import (
-    BATCHES,
-    MEAN_FIELD,
-    SPACE,
-    STAGES,
-    check_space,
-    recipe_values,
-)
+from mf_zoo.tuning.settings import SearchSettings
+from mf_zoo.tuning.space import BATCHES, MEAN_FIELD, check_space, default_search, recipe_values
 
 
 class MeanFieldHyperModel(keras_tuner.HyperModel):
@@ -58,7 +52,11 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
 
     Args:
         models: Name of a model of `mf_zoo.applications`, or several to choose from.
-        classes: Number of classes; `None` for that of the registered weights, else 10.
+        classes: Number of classes; `None` for that of the registered weights, else of the dataset.
+        dataset: Name of the dataset by whose classes and statistics the models are built, see
+            `mf_zoo.data.names()`; `None` for CIFAR-10.
+        normalization: Mean and standard deviation of each channel, 0..255; `None` for those of the
+            weights, else of the dataset.
         recipe: A name of `mf_zoo.training.RECIPES`, a `.toml` file, or a `Recipe`: the values that
             are not searched, and, where they are among the choices, the defaults of those that
             are.
@@ -101,6 +99,8 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         models: str | Sequence[str] = "MFResNet20",
         *,
         classes: int | None = None,
+        dataset: str | None = None,
+        normalization: Any = None,
         recipe: str | Path | Recipe = "quick",
         search: Iterable[str] | Mapping[str, Any] | None = None,
         weights: str | None = None,
@@ -115,8 +115,12 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
             raise ValueError(
                 f"`models` must be one name or several different ones. Received: {models}"
             )
-        self.models = {name: applications.get(name) for name in models}
+        networks = [applications.network(name) for name in models]
+        self.models = [network.name for network in networks]
+        self.mean_field = [network.name for network in networks if network.mean_field]
         self.classes = classes
+        self.dataset = dataset
+        self.normalization = normalization
         self.base = get_recipe(recipe)
         self.weights = weights
         self.freeze = [freeze] if isinstance(freeze, str) else list(freeze)
@@ -126,11 +130,8 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
                 f"`train_images` must be a whole number from 1. Received: {train_images!r}"
             )
         self.train_images = train_images
-        self.mean_field = [name for name in self.models if _is_mean_field(name)]
         if search is None:
-            left_out = STAGES if weights is not None else ()
-            left_out = left_out if self.mean_field else MEAN_FIELD
-            search = [name for name in SPACE if name not in left_out]
+            search = default_search(self.models, weights is not None)
         self.space = check_space(search, self.base)
         useless = [name for name in self.space if name in MEAN_FIELD and not self.mean_field]
         if useless:
@@ -138,6 +139,27 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
                 f"Plain models have no learned times, and nothing to search in {', '.join(useless)}"
                 f". Received: models={models}"
             )
+
+    @classmethod
+    def from_settings(cls, settings: SearchSettings) -> "MeanFieldHyperModel":
+        """The hypermodel of a search.
+
+        Args:
+            settings: The settings of the search.
+
+        Raises:
+            ValueError: For models or values that there are not.
+        """
+        return cls(
+            settings.models,
+            classes=data.get(settings.dataset).classes,
+            dataset=settings.dataset,
+            recipe=settings.recipe,
+            search=settings.search,
+            weights=settings.weights,
+            freeze=settings.freeze,
+            seed=settings.seed,
+        )
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Builds and compiles the network that hyperparameters stand for.
@@ -157,17 +179,38 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
             keras.utils.set_random_seed(self.seed)
             # It takes a seed of Keras's, and `train` makes it before the network: with it, the
             # recipe and the seed train there to the very weights of the trial.
-            runner.augmentation(recipe)
-        with runner.dtype_policy(recipe.dtype_policy):
-            network = runner.build_network(
-                self.models[model], recipe, self.classes, self.weights, self.freeze
-            )
-            runner.compile_network(
+            assembly.augmentation(recipe)
+        with assembly.dtype_policy(recipe.dtype_policy):
+            network = self.network(model, recipe)
+            assembly.compile_network(
                 network, recipe, learning_rate_schedule(recipe, steps), self._seed()
             )
         # So that a checkpoint, which holds the optimizer's state, finds where to put it.
         network.optimizer.build(network.trainable_variables)
         return network
+
+    def network(self, model: str, recipe: Recipe) -> keras.Model:
+        """Builds one of the models, not compiled.
+
+        Args:
+            model: Its name.
+            recipe: Says how its stages are.
+
+        Returns:
+            A model that ends in logits.
+
+        Raises:
+            ValueError: For weights that there are not, or if `freeze` names no layer of the model.
+        """
+        given = {"dataset": self.dataset, "normalization": self.normalization}
+        return assembly.build_network(
+            model,
+            recipe,
+            self.classes,
+            self.weights,
+            self.freeze,
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
     def fit(
         self,
@@ -280,7 +323,7 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
                     labels,
                     recipe.batch_size,
                     shuffle=shuffle,
-                    augment=runner.augmentation(recipe),
+                    augment=assembly.augmentation(recipe),
                     seed=seed,
                     num_classes=classes,
                     sample_weight=inputs.image_weights(labels, sample_weight, class_weight),
@@ -307,7 +350,7 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
             epochs=epochs,
             initial_epoch=initial_epoch,
             callbacks=[
-                runner.SetEpoch(numbered, seed),
+                SetEpoch(numbered, seed),
                 keras.callbacks.TerminateOnNaN(),
                 *callbacks,
             ],
@@ -355,10 +398,10 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
     def model_name(self, hp: keras_tuner.HyperParameters) -> str:
         """The name of the model that hyperparameters choose."""
         given = _given(hp, "model")
-        name = hp.Choice("model", list(self.models)) if given is None else hp.get("model")
+        name = hp.Choice("model", self.models) if given is None else hp.get("model")
         if name not in self.models:
             raise keras_tuner.errors.FatalValueError(
-                f"`model` must be one of {list(self.models)}. Received: {name!r}"
+                f"`model` must be one of {self.models}. Received: {name!r}"
             )
         return name
 
@@ -459,11 +502,6 @@ def _given(hp: keras_tuner.HyperParameters, name: str) -> Any:
     return next((one for one in hp.space if one.name == name and not one.conditions), None)
 
 
-def _is_mean_field(name: str) -> bool:
-    """Whether a network of the zoo has learned times."""
-    return "quadrature" in inspect.signature(applications.get(name)).parameters
-
-
 @contextlib.contextmanager
 def _fatal() -> Iterator[None]:
     """Turns a complaint about what every trial is given into one that ends the search."""
@@ -497,7 +535,7 @@ class _Validation:
             self.one_hot, labels = one_hot, inputs.integer_labels(y)
             y = np.eye(classes, dtype="float32")[labels] if one_hot else labels
         self.data = {"x": x, "y": y, "sample_weight": weights}
-        self.batch_size = batch_size or runner.EVALUATION_BATCH
+        self.batch_size = batch_size or assembly.EVALUATION_BATCH
         self.steps = steps
 
     def of_evaluate(self) -> dict[str, Any]:
