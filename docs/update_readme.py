@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import deployment, grouped_convolution, harness, memory, scaling, train_step
+from benchmarks import deployment, grouped_convolution, harness, memory, train_step
+from benchmarks.scaling import tables
 from examples import transfer
+from mf_zoo import files
 from mf_zoo.weights.__main__ import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +19,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"weights": table},
     "docs/fine_tune.md": {
         "transfer": lambda: transfer.table(
-            harness.read_csv(harness.RESULTS / "transfer-tensorflow.csv")
+            files.read_rows(harness.RESULTS / "transfer-tensorflow.csv")
         ),
     },
     "docs/performance.md": {
@@ -26,11 +28,11 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/deploy.md": {"deployment": deployment.readme_table},
     "docs/imagenet.md": {
-        "steps": scaling.step_table,
+        "steps": tables.step_table,
         "memory": memory.readme_table,
-        "all_reduce": scaling.all_reduce_table,
-        "example": scaling.example_table,
-        "assumed": scaling.assumed_table,
+        "all_reduce": tables.all_reduce_table,
+        "example": tables.example_table,
+        "assumed": tables.assumed_table,
     },
 }
 

@@ -20,18 +20,13 @@ import tiny_zoo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mf_zoo import applications, cli, files
+from mf_zoo import cli, files
 from mf_zoo.errors import UserError
 from mf_zoo.training import RECIPES, campaign, get_recipe
 from mf_zoo.training.campaign import driver
 from mf_zoo.training.campaign import file as campaign_file
 
 HERE = pathlib.Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
 
 
 def _file(folder, text, name="work.toml"):
@@ -584,25 +579,38 @@ def test_a_dry_run_lists_the_runs(tmp_path, capsys):
 
 @pytest.mark.once
 def test_the_table_is_rewritten_on_a_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setenv("LINES", "8")
+    for name, value in (("COLUMNS", "60"), ("LINES", "8"), ("TERM", "xterm"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
     file = io.StringIO()
     file.isatty = lambda: True
-    table = cli.campaign.ProgressTable(file)
     lines = [campaign.Progress(f"run{i}", 10) for i in range(3)]
-    table.show(lines)
-    lines[1].epoch, lines[1].error, lines[1].seconds, lines[1].state = 2, 9.876, 1.26, "running"
-    table.show(lines)
-    table.show(lines)  # nothing new, nothing written
-    first, second = file.getvalue().split("\x1b[5A\x1b[J")
-    assert first.splitlines()[0] == "run       epoch  error %  s/epoch  state"
-    assert second.splitlines()[2] == "run1       2/10     9.88      1.3  running"
-    assert second.splitlines()[-1] == "2 waiting, 1 running"
-    # More runs than lines: those that wait and those that are done are counted only.
-    file.truncate(0)
-    table.show([*lines, *(campaign.Progress(f"more{i}", 10) for i in range(9))])
-    assert file.getvalue().count("\n") == 3
-    assert file.getvalue().endswith("11 waiting, 1 running\n")
+
+    def shown():
+        """What was written since the last time: how many lines up, then the new lines."""
+        written = re.sub(r"\x1b\[\?25[lh]", "", file.getvalue())
+        file.truncate(0)
+        file.seek(0)
+        up = written.count("\x1b[1A")
+        text = re.sub(r"\x1b\[[\d;]*[A-Za-z]|\r", "", written)
+        return up, [line.split() for line in text.splitlines() if line.strip()]
+
+    with cli.campaign.ProgressTable(file) as table:
+        table.show(lines)
+        shown()
+        lines[1].epoch, lines[1].error, lines[1].seconds, lines[1].state = 2, 9.876, 1.26, "running"
+        table.show(lines)
+        up, text = shown()
+        assert up == 4  # from the last of five lines to the first
+        assert text[0] == ["run", "epoch", "error", "%", "s/epoch", "state"]
+        assert text[2] == ["run1", "2/10", "9.88", "1.3", "running"]
+        assert text[-1] == ["2", "waiting,", "1", "running"]
+        table.show(lines)
+        assert shown() == (0, [])  # nothing new, nothing written
+        # More runs than lines: those that wait and those that are done are counted only.
+        table.show([*lines, *(campaign.Progress(f"more{i}", 10) for i in range(9))])
+        _, text = shown()
+        assert [line[0] for line in text] == ["run", "run1", "11"]
+        assert text[-1] == ["11", "waiting,", "1", "running"]
 
 
 # --- Killed ----------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_the_plan_for_imagenet_is_true(monkeypatch, capsys):
     from mf_zoo import cli
 
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import scaling
+    from benchmarks.scaling import __main__ as scaling
 
     text = (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8")
     commands = [line.split() for line in re.findall(r"^    (.*)", text.replace("\\\n", ""), re.M)]

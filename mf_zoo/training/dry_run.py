@@ -255,7 +255,7 @@ def _keep_of_layer(
                 keep(source, shape)
                 source = step
                 continue
-            _keep_of_layer(layer.pattern(), shape, source, object(), kept)
+            _keep_of_layer(layer.template(), shape, source, object(), kept)
             if layer.activation is not keras.activations.linear:
                 keep(step, shape)
             source = step
