@@ -6,9 +6,9 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-import tiny_zoo
+import tiny_zoo  # noqa: F401  # registers `Steady`
 
-from mf_zoo import applications, data
+from mf_zoo import data
 from mf_zoo.training import RECIPES, evaluate
 from mf_zoo.tuning import MeanFieldHyperModel
 from mf_zoo.tuning.inputs import TrialBatches
@@ -19,11 +19,6 @@ RECIPE = RECIPES["quick"].replace(
 )
 MIXING = data.Augmentation(padding=0, flip=False, mixup=0.4)
 CLASS_WEIGHT = {1: 3.0, 4: 0.0, 6: 0.5}
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
 
 
 def _images(count=32):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.training import runs
-from mf_zoo.tuning.folder import load_data, make_tuner, normalization, read_search
+from mf_zoo.tuning.folder import load_data, make_tuner, read_search
 from mf_zoo.tuning.hypermodel import MeanFieldHyperModel
 from mf_zoo.tuning.settings import SearchSettings
 
@@ -71,7 +71,7 @@ def work(
     with user_errors():
         settings = SearchSettings.from_dict(config)
         hypermodel = MeanFieldHyperModel.from_settings(settings)
-    hypermodel.normalization = normalization(config)
+    hypermodel.normalization = runs.normalization(config)
     training, validation = load_data(settings, data_dir or config["data_dir"], threads)
     with environment(worker, name):
         one = make_tuner(folder, settings, hypermodel, heartbeat=config["worker_timeout"] / 4)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from mf_zoo import data, devices, files
+from mf_zoo import devices, files
 from mf_zoo.errors import UserError
 from mf_zoo.training import assembly
 from mf_zoo.tuning import oracles
@@ -36,25 +36,6 @@ def read_search(folder: Path) -> dict[str, Any]:
     if config is None:
         raise UserError(f"The folder must hold a search ({SEARCH}). Received: {folder}")
     return config
-
-
-def normalization(config: dict[str, Any]) -> Any:
-    """What the networks of a search normalise images by.
-
-    Args:
-        config: The content of `search.json`.
-
-    Returns:
-        Mean and standard deviation; `None` for those that the weights were trained with.
-    """
-    # Searches of version 0.1 normalised all images as CIFAR-10's and did not say so.
-    return config["normalization"] if "normalization" in config else statistics("cifar10")
-
-
-def statistics(dataset: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of a dataset's training images."""
-    record = data.get(dataset)
-    return list(record.mean), list(record.std)
 
 
 def load_data(settings: SearchSettings, data_dir: Any, threads: int | None) -> tuple[Any, Any]:

@@ -12,12 +12,12 @@ import keras_tuner
 
 from mf_zoo import data, devices, files
 from mf_zoo.errors import UserError, user_errors
-from mf_zoo.training import assembly, pretrained
+from mf_zoo.training import assembly, pretrained, runs
 from mf_zoo.training.folder import open_folder
 from mf_zoo.training.recipes import Recipe
 from mf_zoo.tuning import results
 from mf_zoo.tuning.chief import as_chief, check_chief
-from mf_zoo.tuning.folder import load_data, make_tuner, normalization, read_search, statistics
+from mf_zoo.tuning.folder import load_data, make_tuner, read_search
 from mf_zoo.tuning.hypermodel import MeanFieldHyperModel
 from mf_zoo.tuning.settings import SEARCH, SearchSettings
 
@@ -87,7 +87,7 @@ def tune(
         chief = check_chief(chief, allow_remote)
     folder = Path(output)
     with user_errors():
-        data.get(settings.dataset)
+        dataset = data.get(settings.dataset)
         settings = _resolve(settings)
         hypermodel = MeanFieldHyperModel.from_settings(settings)
     with files.locked(folder):
@@ -101,7 +101,8 @@ def tune(
         if not resumed:
             config = {
                 **settings.to_dict(),
-                "normalization": None if settings.weights else statistics(settings.dataset),
+                # `None` is that of the weights.
+                "normalization": None if settings.weights else (dataset.mean, dataset.std),
                 "worker_timeout": worker_timeout,
                 "data_dir": None if data_dir is None else str(data_dir),
                 "backend": keras.config.backend(),
@@ -111,7 +112,7 @@ def tune(
                 "date": devices.now(),
             }
             files.write_json(folder / SEARCH, config)
-        hypermodel.normalization = normalization(read_search(folder))
+        hypermodel.normalization = runs.normalization(read_search(folder))
         with as_chief(chief):
             with user_errors():
                 one = make_tuner(folder, settings, hypermodel)
