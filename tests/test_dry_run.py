@@ -185,7 +185,7 @@ def test_the_command_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, cap
         ("", "A model must be named"),
         ("ResNet21", "Received: 'ResNet21'"),
         ("MFResNet20 --devices 3", "Received: batch_size=128, devices=3"),
-        ("MFResNet20 --devices 0", "`devices` must be a whole number from 1. Received: 0"),
+        ("MFResNet20 --devices 0", "`--devices` must be a whole number from 1. Received: 0"),
         ("MFResNet20 --input-size 4", "Received: input_shape=(4, 4, 3)"),
         ("MFResNet20 --dataset mnist", "Received: name='mnist'"),
         ("MFResNet20 --images 100 --holdout 100", "less than the 100 training images"),
@@ -193,7 +193,7 @@ def test_the_command_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, cap
         ("MFResNet20 --on-device", "needs the JAX backend"),
         ("MFResNet20 --resume", "takes no `--resume`"),
         ("MFResNet20 --freeze stem", "counts all layers as trained. Received: --freeze stem"),
-        ("ResNet20 --horizon 2", "takes no `horizon`"),
+        ("ResNet20 --horizon 2", "takes no `--horizon`"),
     ],
 )
 def test_bad_input_to_a_dry_run(arguments, message, capsys):

@@ -905,7 +905,7 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     assert "not contain 'chief'" in _fails(capsys, *worker, "--tuner-id", "../x")
     for address in ("127.0.0.1", "localhost:0", "localhost:70000", ":", "a b:1"):
         error = _fails(capsys, *command, "Tiny", "--chief", address)
-        assert f"`chief` must be HOST:PORT. Received: {address!r}" in error
+        assert f"`--chief` must be HOST:PORT. Received: {address!r}" in error
     missing = ("--weights", tmp_path / "none.weights.h5")
     assert "must exist before it is loaded" in _fails(capsys, *command, "Tiny", *missing)
     assert "Received: --freeze ['stem']" in _fails(capsys, *worker, "--freeze", "stem")
