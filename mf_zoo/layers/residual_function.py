@@ -1,21 +1,14 @@
 """What the convolutional residual functions of the zoo have in common."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers
 
+from mf_zoo.chains import Convolution
 from mf_zoo.layers.batch_normalization import BatchNormalization
 from mf_zoo.layers.grouped_conv2d import GroupedConv2D
-
-
-class Convolution(NamedTuple):
-    """One convolution of a residual function: without bias, and padded to keep the size."""
-
-    filters: int
-    kernel_size: int
-    strides: int = 1
-    groups: int = 1
 
 
 class ResidualFunction(layers.Layer):
@@ -38,7 +31,7 @@ class ResidualFunction(layers.Layer):
 
     def __init__(
         self,
-        convolutions: list[Convolution],
+        convolutions: Sequence[Convolution],
         preactivation: bool,
         first_activation: bool = True,
         kernel_initializer: Any = "he_normal",
@@ -83,6 +76,8 @@ class ResidualFunction(layers.Layer):
 
     def _append(self, name: str, layer: layers.Layer) -> None:
         layer.name = name
+        if not self.trainable:  # set by the constructor, when there were no parts yet
+            layer.trainable = False
         setattr(self, name, layer)
         self._names.append(name)
 
@@ -151,4 +146,18 @@ class ResidualFunction(layers.Layer):
         }
         if self.preactivation:
             config["first_activation"] = self.first_activation
+        frozen = [part.name for part in self.chain() if not part.trainable]
+        if frozen != ([] if self.trainable else self._names):
+            config["frozen_parts"] = frozen
         return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ResidualFunction":
+        """Makes the layer; `"frozen_parts"` names its layers that are frozen by themselves."""
+        config = dict(config)
+        frozen = config.pop("frozen_parts", None)
+        block = super().from_config(config)
+        if frozen is not None:
+            for part in block.chain():
+                part.trainable = part.name not in frozen
+        return block
