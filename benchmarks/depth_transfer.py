@@ -127,17 +127,16 @@ class Runs:
         """Trains from the initial weights of a seed; the mean loss of the last epoch."""
         import keras
 
-        from mf_zoo import applications
         from mf_zoo.training import assembly
         from mf_zoo.training.callbacks import SetEpoch
 
-        builder, recipe = applications.get(model), self.recipe.replace(mean_field_scaling=scaling)
+        recipe = self.recipe.replace(mean_field_scaling=scaling)
         if (model, seed) not in self.initial:
             keras.utils.set_random_seed(seed)
-            network = assembly.build_network(builder, recipe, 10)
+            network = assembly.build_network(model, recipe, 10)
             self.initial = {(model, seed): network.get_weights()}
         if (model, scaling) not in self.networks:
-            network = assembly.build_network(builder, recipe, 10)
+            network = assembly.build_network(model, recipe, 10)
             assembly.compile_network(network, recipe, rate, seed)
             network.optimizer.build(network.trainable_variables)
             state = [variable.numpy() for variable in network.optimizer.variables]

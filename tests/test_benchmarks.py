@@ -6,7 +6,6 @@ import time
 import keras
 import numpy as np
 import pytest
-import tiny_zoo
 from conftest import ROOT
 
 if str(ROOT) not in sys.path:
@@ -335,7 +334,9 @@ def test_the_best_rate_is_that_of_least_mean_loss():
 def test_rates_are_compared_from_the_same_start(tmp_path, monkeypatch, capsys):
     """Networks are used again for other rates and seeds: nothing of a run is left in them."""
     images, labels = data.sample("cifar10")
-    monkeypatch.setattr(applications, "get", lambda name: tiny_zoo.get("Steady"))
+    steady = applications.network("Steady")
+    monkeypatch.setattr(applications, "network", lambda name: steady)
+    monkeypatch.setattr(applications, "get", lambda name: steady.builder)
     monkeypatch.setattr(data, "load", lambda *_, **__: (images[:24], labels[:24]))
     output = tmp_path / "depth.csv"
     arguments = ["--data-dir", str(tmp_path), "--batch", "8", "--epochs", "1", "--depths", "20"]
@@ -399,7 +400,6 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="measures JAX")
 def test_the_accelerator_benchmark_counts_the_work_that_is_done(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     job = {"model": "Tiny", "policy": "mixed_bfloat16", "batch": 8, "images": 20, "epochs": 2}
     waits = []
     before = keras.config.dtype_policy().name

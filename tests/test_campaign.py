@@ -20,18 +20,13 @@ import tiny_zoo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mf_zoo import applications, cli, files
+from mf_zoo import cli, files
 from mf_zoo.errors import UserError
 from mf_zoo.training import RECIPES, campaign, get_recipe
 from mf_zoo.training.campaign import driver
 from mf_zoo.training.campaign import file as campaign_file
 
 HERE = pathlib.Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
 
 
 def _file(folder, text, name="work.toml"):

@@ -12,14 +12,8 @@ import numpy as np
 import pytest
 import tiny_zoo
 
-from mf_zoo import applications, cli, data
+from mf_zoo import cli, data
 from mf_zoo.training import RECIPES, evaluate
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
-
 
 # The real one where there is nothing to compile.
 MODEL = "MFResNet20" if keras.config.backend() == "torch" else "Tiny"
@@ -32,9 +26,7 @@ def trained(cifar10_dir, tmp_path_factory):
     arguments = ["train", MODEL, "--recipe", "quick", "--epochs", "1", "--limit", "16"]
     arguments += ["--batch-size", "8", "--set", "learning_rate=0.01", "--quadrature", "midpoint"]
     arguments += ["--data-dir", str(cifar10_dir), "--output", str(folder), "--verbose", "0"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        assert cli.main(arguments) == 0
+    assert cli.main(arguments) == 0
     return folder
 
 
@@ -210,7 +202,7 @@ def test_evaluate_agrees_with_the_run(trained, cifar10_dir, capsys, tmp_path):
     assert scores["nll"] == pytest.approx(result["test_loss"], rel=1e-5)
 
     images, labels = data.load("cifar10", "test[:16]", data_dir=cifar10_dir)
-    model = tiny_zoo.get(MODEL)(weights=trained / "final.weights.h5", quadrature="midpoint")
+    model = tiny_zoo.BUILDERS[MODEL](weights=trained / "final.weights.h5", quadrature="midpoint")
     again = evaluate(model, images, labels)
     assert scores["ece"] == pytest.approx(again.ece, rel=1e-4)
     rows = list(csv.DictReader(predictions.open()))

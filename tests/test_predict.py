@@ -260,7 +260,6 @@ def test_folders_are_searched(tmp_path):
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """A network of 100 classes, and the arguments that make `mf-zoo predict` use it."""
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     keras.utils.set_random_seed(1)
     model = tiny_zoo.tiny(classes=100)
     file = tmp_path / "tiny.weights.h5"
@@ -394,7 +393,6 @@ def test_predict_knows_real_images_at_any_size(tmp_path, capsys, kind):
 
 @pytest.mark.once
 def test_predict_with_the_weights_of_a_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     run = tmp_path / "run"
     run.mkdir()
     keras.utils.set_random_seed(1)

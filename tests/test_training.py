@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_zoo import train
 
-from mf_zoo import applications, data, files, weights
+from mf_zoo import data, files, weights
 from mf_zoo.errors import UserError
 from mf_zoo.layers import quadrature
 from mf_zoo.training import (
@@ -356,25 +356,18 @@ COMMAND = [
 TENSORBOARD = all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
 
 
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
-
-
 @pytest.fixture(scope="module")
 def finished(cifar10_dir, tmp_path_factory):
     """A run that was let alone."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        train(
-            "Tiny",
-            data_dir=cifar10_dir,
-            output=folder,
-            eval_every=3,
-            tensorboard=TENSORBOARD,
-            **OPTIONS,
-        )
+    train(
+        "Tiny",
+        data_dir=cifar10_dir,
+        output=folder,
+        eval_every=3,
+        tensorboard=TENSORBOARD,
+        **OPTIONS,
+    )
     return folder
 
 
@@ -852,7 +845,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(cifar10_dir, tmp_p
     run = {"data_dir": cifar10_dir, "output": folder, **OPTIONS}
     for change, message in (
         ({"model": "ResNet21"}, "Model must be one of.*MFResNet20.*Received: 'ResNet21'"),
-        ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: 0"),
+        ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: eval_every=0"),
         ({"recipe": "slow"}, "paper, cosine, quick.*Received: 'slow'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -31,11 +31,6 @@ BOTH = ("Tiny", "TinyPlain")
 RECIPE = RECIPES["quick"].replace(epochs=3, warmup_epochs=1.0, batch_size=8, learning_rate=0.05)
 
 
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
-
-
 def _images(count=24):
     images, labels = data.sample("cifar10")
     chosen = np.random.default_rng(0).permutation(200)[: count + 40]
@@ -534,10 +529,8 @@ COMMAND = [
 def finished(cifar10_dir, tmp_path_factory):
     """The folder of a search that was let alone."""
     folder = tmp_path_factory.mktemp("searches") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        arguments = [*COMMAND, "--data-dir", str(cifar10_dir), "--output", str(folder)]
-        assert cli.main(arguments) == 0
+    arguments = [*COMMAND, "--data-dir", str(cifar10_dir), "--output", str(folder)]
+    assert cli.main(arguments) == 0
     return folder
 
 

@@ -606,6 +606,14 @@ def test_publish_registers_a_finished_run(run_dir, tmp_path):
 
 
 @pytest.mark.once
+def test_publish_keeps_what_the_run_normalised_images_by(run_dir, tmp_path):
+    edit(run_dir / "config.json", normalization=[[129.3, 124.1, 112.4], [68.2, 65.4, 70.4]])
+    record = weights.publish(run_dir, directory=tmp_path / "registry")
+    assert record.normalization == ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
+    assert weights.records(directory=tmp_path / "registry") == [record]
+
+
+@pytest.mark.once
 def test_publish_replaces_nothing_unasked(run_dir, tmp_path):
     registry = tmp_path / "registry"
     first = weights.publish(run_dir, directory=registry)

@@ -1,13 +1,13 @@
 """What the subcommands share."""
 
 import argparse
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.files import read_json
+from mf_zoo.training import runs
 from mf_zoo.training.runs import CONFIG, WEIGHTS
 from mf_zoo.training.settings import flags
 
@@ -108,8 +108,9 @@ def load_trained(
     from mf_zoo import weights as registry
 
     source = weights
-    given: dict[str, Any] = {"quadrature": quadrature, "horizon": horizon, "reorder": None}
-    stages = dict(given)
+    given = {"quadrature": quadrature, "horizon": horizon}
+    stages: dict[str, Any] = {**given, "reorder": None}
+    others: dict[str, Any] = {}
     folder = Path(weights)
     if folder.is_dir():
         config = read_json(folder / CONFIG)
@@ -117,26 +118,32 @@ def load_trained(
             raise UserError(f"`--weights` must be a finished run if a folder. Received: {folder}")
         weights = str(folder / WEIGHTS)
         dataset = dataset or config["dataset"]
-        for key, value in given.items():
+        others["normalization"] = runs.normalization(config)
+        for key, value in stages.items():
             stages[key] = config["recipe"].get(key) if value is None else value
     with user_errors():
-        builder = applications.get(model)
-        known = inspect.signature(builder).parameters
+        network = applications.network(model)
         stages = {key: value for key, value in stages.items() if value is not None}
-        for key in [key for key in stages if key not in known]:
-            if given[key] is not None:
-                raise UserError(f"{model} has no learned times and takes no `--{key}`.")
-            del stages[key]
+        if not network.mean_field:
+            for key, value in given.items():
+                if value is not None:
+                    raise UserError(f"{model} has no learned times and takes no `--{key}`.")
+            stages = {}
         records = {record.name: record for record in registry.records(model=model)}
         record = records.get(source)
         dataset = dataset or (record.dataset if record else "cifar10")
-        classes = len(data.class_names(dataset))
+        classes = data.get(dataset).classes
         if record and record.classes != classes:
             raise UserError(
                 f"The {source!r} weights of {model} have {record.classes} classes and cannot be "
                 f"measured on {dataset}, which has {classes}."
             )
-        return (
-            builder(weights=weights, classes=classes, classifier_activation=activation, **stages),
-            dataset,
+        model = network.builder(
+            weights=weights,
+            classes=classes,
+            classifier_activation=activation,
+            dataset=dataset,
+            **stages,
+            **others,
         )
+        return model, dataset

@@ -156,7 +156,7 @@ class _Run:
             "evaluated_on": split,
             "evaluation_images": len(evaluated[0]),
             "steps_per_epoch": len(batches),
-            "normalization": applications.normalization(network),
+            "normalization": applications.normalization_of(network),
             "backend": keras.config.backend(),
             "versions": devices.versions(),
             "device": devices.device(self.machine.threads),
@@ -295,8 +295,7 @@ def _network_of(config: dict[str, Any]) -> keras.Model:
             settings.model,
             settings.recipe,
             dataset=settings.dataset,
-            # Runs of version 0.1 normalised all images as CIFAR-10's and did not say so.
-            normalization=config.get("normalization") or applications.CIFAR10_NORMALIZATION,
+            normalization=runs.normalization(config),
         )
 
 
