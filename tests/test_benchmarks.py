@@ -14,6 +14,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import (
     accelerator,
     batch_normalization,
+    command,
     deployment,
     depth_transfer,
     grouped_convolution,
@@ -607,6 +608,31 @@ def test_the_step_at_the_size_of_imagenet(tmp_path, monkeypatch):
     assert float(row["matmul_fraction"]) == pytest.approx(3 * work / 1e10, rel=1e-3)
     assert float(row["convolution_fraction"]) == pytest.approx(3 * work / 2e10, rel=1e-3)
     assert f"| `MFResNet20` | 336,831 | {work:,} |" in tables.step_table(tmp_path)
+
+
+@pytest.mark.once
+def test_the_command_is_timed_in_processes_of_their_own(tmp_path, monkeypatch):
+    """The seconds on the processor count, and too many of them fail."""
+    assert command.run([sys.executable, "-c", "sum(range(10**6))"]) > 0
+    with pytest.raises(RuntimeError, match=r"must answer.*ZeroDivisionError"):
+        command.run([sys.executable, "-c", "1 / 0"])
+
+    seconds = {name: [9, 0.25, 0.5, 0.25] for name in command.LINES}  # the first reads files
+    seconds["mf-zoo list"] = [9, 0.25, 0.75, 0.75]
+
+    def run(program):
+        line = program[program.index("mf_zoo.cli") + 1 :] if "mf_zoo.cli" in program else None
+        names = [name for name, value in command.LINES.items() if value == line]
+        return seconds[names[0]].pop(0) if names else 0.1
+
+    monkeypatch.setattr(command, "run", run)
+    output = tmp_path / "command.csv"
+    assert command.main(["--rounds", "3", "--output", str(output)]) == 1
+    rows = {row["command"]: row for row in files.read_rows(output)}
+    assert rows[command.EMPTY]["processor_seconds"] == "0.1"
+    assert rows[command.EMPTY]["met"] == rows[command.EMPTY]["target"] == ""
+    assert rows["mf-zoo recipes"]["processor_seconds"] == "0.25"
+    assert (rows["mf-zoo recipes"]["met"], rows["mf-zoo list"]["met"]) == ("yes", "no")
 
 
 @pytest.mark.once
