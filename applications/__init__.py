@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mf_zoo.applications.architectures import Architecture as Architecture
 from mf_zoo.applications.architectures import Normalization as Normalization
 from mf_zoo.applications.architectures import Stem as Stem
+from mf_zoo.applications.inputs import normalization_of as normalization_of
 from mf_zoo.applications.registry import Network as Network
 from mf_zoo.applications.registry import architecture as architecture
 from mf_zoo.applications.registry import get as get
@@ -37,6 +38,7 @@ _PUBLIC = [
     "list_models",
     "multiply_adds",
     "network",
+    "normalization_of",
     "register",
     "register_network",
 ]

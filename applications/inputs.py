@@ -1,10 +1,12 @@
 """What a network is told of its images: their shape, number of classes, mean and deviation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import keras
+
     from mf_zoo.applications.architectures import Architecture
     from mf_zoo.weights import WeightRecord
 
@@ -26,55 +28,37 @@ class Inputs(NamedTuple):
     classes: int
 
 
-class _Fallback(NamedTuple):
-    name: str
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        from mf_zoo import data
-
-        return tuple(data.class_names(self.name))
-
-    @property
-    def classes(self) -> int:
-        return len(self.class_names)
-
-
-# Of the training images, in units of 0..255.
-_FALLBACK: Mapping[str, _Fallback] = {
-    "cifar10": _Fallback(
-        "cifar10", (32, 32, 3), (125.307, 122.950, 113.865), (62.993, 62.089, 66.705)
-    ),
-    "cifar100": _Fallback(
-        "cifar100", (32, 32, 3), (129.304, 124.070, 112.434), (68.170, 65.392, 70.418)
-    ),
-}
-
-
-def names() -> list[str]:
-    """Names of the registered datasets, in their order."""
-    from mf_zoo import data
-
-    return list(data.names()) if "names" in dir(data) else list(_FALLBACK)
-
-
-def dataset_record(name: str) -> Any:
-    """The record of a dataset; raises ValueError for an unknown name."""
-    from mf_zoo import data
-
-    if "names" in dir(data):
-        return data.get(name)
-    data.class_names(name)  # raises for what it does not know
-    return _FALLBACK[name]
-
-
 def cifar10_normalization() -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of CIFAR-10: what networks have that are told nothing else."""
-    record = dataset_record("cifar10")
-    return tuple(record.mean), tuple(record.std)
+    from mf_zoo import data
+
+    record = data.get("cifar10")
+    return record.mean, record.std
+
+
+def normalization_of(model: "keras.Model") -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation by which a network normalises its images.
+
+    Args:
+        model: A network of the zoo.
+
+    Returns:
+        `(mean, std)`, a number for each channel, in units of 0..255; `None` for a model without a
+        Normalization layer of constants.
+
+    Example:
+
+    >>> mf_zoo.applications.normalization_of(mf_zoo.applications.ResNet20())
+    ((125.307, 122.95, 113.865), (62.993, 62.089, 66.705))
+    """
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is not None:
+            mean, variance = layer.input_mean, layer.input_variance
+            # The square root of a square may differ in the last digit.
+            return tuple(map(float, mean)), tuple(round(math.sqrt(v), 6) for v in variance)
+    return None
 
 
 def resolve(
@@ -101,7 +85,9 @@ def resolve(
     Raises:
         ValueError: For arguments that are out of range or do not fit each other.
     """
-    known = None if dataset is None else dataset_record(dataset)
+    from mf_zoo import data
+
+    known = None if dataset is None else data.get(dataset)
     if classes is None:
         classes = known.classes if known else record.classes if record else 10
     if isinstance(classes, bool) or not (isinstance(classes, int) and classes > 0):
@@ -112,18 +98,13 @@ def resolve(
     elif record is not None:
         mean, std = record.normalization or cifar10_normalization()
     elif known is not None:
-        if known.mean is None or known.std is None:
-            raise ValueError(
-                "`normalization` must be given for a dataset that does not say its mean and "
-                f"standard deviation. Received: dataset={dataset!r}, normalization=None"
-            )
-        mean, std = tuple(known.mean), tuple(known.std)
+        mean, std = known.mean, known.std
     else:
         mean, std = cifar10_normalization()
 
     if input_shape is None:
-        if known is None and record is not None and record.dataset in names():
-            known = dataset_record(record.dataset)
+        if known is None and record is not None and record.dataset in data.names():
+            known = data.get(record.dataset)
         sides = known.image_shape[:2] if known else architecture.image_shape[:2]
         sides = (
             ours if theirs is None else theirs

@@ -43,7 +43,7 @@ def _of_layer(layer: keras.layers.Layer, shape: tuple[Any, ...]) -> int:
     if isinstance(layer, keras.Model):
         return multiply_adds(layer)
     if isinstance(layer, MeanFieldStage):
-        return layer.num_particles * _of_layer(layer.pattern(), shape)
+        return layer.num_particles * _of_layer(layer.template(), shape)
     if isinstance(layer, ResidualFunction):
         total = 0
         for part in layer.chain():

@@ -712,6 +712,93 @@ def test_rematerialisation_holds_each_block_apart():
         assert text.count("optimization_barrier") == barriers
 
 
+@pytest.mark.parametrize("reorder", [True, False])
+def test_blocks_in_depth_order_and_back(reorder):
+    stage = make_stage(initial_times=[2.5, 0.5, 1.5], reorder=reorder)
+    blocks = stage.blocks()
+    order = [1, 2, 0] if reorder else [0, 1, 2]
+    times = [2.5, 0.5, 1.5]
+    assert [block.particle for block in blocks] == order
+    assert [block.time for block in blocks] == [times[i] for i in order]
+    assert [block.step for block in blocks] == [0.5, 1.0, 1.0]
+    named = numpy_weights(stage)
+    for block in blocks:
+        for variable, array in zip(stage.template().variables, block.weights, strict=True):
+            name = "_".join(variable.path.split("/")[-2:])
+            np.testing.assert_array_equal(array, named[name][block.particle])
+    before, outputs = stage.get_weights(), ops.convert_to_numpy(stage(images()))
+    stage.set_blocks([block.weights for block in blocks[::-1]])
+    for one, two in zip(stage.blocks(), blocks[::-1], strict=True):
+        for got, want in zip(one.weights, two.weights, strict=True):
+            np.testing.assert_array_equal(got, want)
+    stage.set_blocks([block.weights for block in blocks])  # copies, which no assignment changes
+    for got, want in zip(stage.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+    # With steps: the same blocks do as they did, whatever the times are by now.
+    stage.times.assign([0.2, 1.0, 3.0])
+    stage.set_blocks([block.weights for block in blocks], [block.step for block in blocks])
+    np.testing.assert_allclose(ops.convert_to_numpy(stage(images())), outputs, atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_that_do_not_fit_change_nothing():
+    stage = make_stage()
+    blocks = [block.weights for block in stage.blocks()]
+    before = stage.get_weights()
+    for weights, steps, message in (
+        (blocks[:2], None, r"arrays of 3 blocks.*Received: shapes"),
+        ([*blocks[:2], blocks[2][:-1]], [1, 1, 1], r"arrays of 3 blocks.*Received: shapes"),
+        ([*blocks[:2], [array[..., :1] for array in blocks[2]]], None, "Received: shapes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stage.set_blocks(weights, steps)
+    stage.times.assign([1.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match=r"positive step.*Received: step sizes \[1\.0, 0\.0"):
+        stage.set_blocks(blocks, [1, 1, 1])
+    for got, want in zip(stage.get_weights()[1:], before[1:], strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def computing(stage):
+    """The layers of a block that compute: a `Sequential` and its input do not."""
+    parts = stage.template()._flatten_layers()
+    return [part for part in parts if not isinstance(part, (keras.Model, layers.InputLayer))]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float32"])
+def test_a_block_without_a_policy_gets_that_of_the_stage(policy):
+    default = keras.config.dtype_policy()
+    inside = keras.Sequential([layers.Dense(4, activation="relu"), layers.Dense(4)])
+    for block, shape in ((BasicBlock(4), SHAPE), (inside, (4,))):
+        stage = MeanFieldStage(block, 2, dtype=policy)
+        outputs = stage(images(shape=shape), training=True)
+        assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
+        assert {part.dtype_policy.name for part in computing(stage)} == {policy}
+        # A saved stage keeps it, whatever the global policy is where it is loaded.
+        keras.config.set_dtype_policy(policy)
+        try:
+            again = MeanFieldStage.from_config(stage.get_config())
+            again.build((None, *shape))
+        finally:
+            keras.config.set_dtype_policy(default)
+        assert {part.dtype_policy.name for part in computing(again)} == {policy}
+        assert again.get_config() == stage.get_config()
+
+
+def test_a_block_with_a_policy_of_its_own_keeps_it():
+    stage = MeanFieldStage(BasicBlock(4, dtype="mixed_bfloat16"), 2)
+    outputs = stage(images(), training=True)
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float32"
+    assert stage.template().conv1.compute_dtype == "bfloat16"
+    # So does one that was loaded where its policy is the global one.
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        again = MeanFieldStage.from_config(stage.get_config())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    again.build((None, *SHAPE))
+    assert again.template().conv1.compute_dtype == "bfloat16" and again.compute_dtype == "float32"
+
+
 def test_a_frozen_stage_keeps_its_statistics_and_thaws():
     stage = make_stage()
     before = stage.get_weights()

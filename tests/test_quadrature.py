@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -7,12 +9,15 @@ from keras import ops
 
 from mf_zoo.layers import (
     BackwardRule,
+    MeanFieldStage,
     MidpointRule,
     QuadratureRule,
     Reflect,
     UniformRule,
     UniformStraightThroughRule,
     reflect,
+    register_rule,
+    rules,
 )
 from mf_zoo.layers import quadrature as quadrature_rules
 
@@ -98,6 +103,67 @@ def test_names_objects_and_configurations_find_the_same_rule():
         assert quadrature_rules.get(rule) is rule
     config = keras.saving.serialize_keras_object(MidpointRule())
     assert type(quadrature_rules.get(config)) is MidpointRule
+
+
+@pytest.fixture
+def own_rules(monkeypatch):
+    """Rules that a test registers are forgotten after it."""
+    monkeypatch.setattr(quadrature_rules, "_RULES", dict(quadrature_rules._RULES))
+    objects = keras.saving.get_custom_objects()
+    before = dict(objects)
+    yield
+    objects.clear()
+    objects.update(before)
+
+
+class Powers(QuadratureRule):
+    """Steps in proportion to the powers of a base: 1, b, b^2, ..."""
+
+    def __init__(self, base=2.0):
+        self.base = base
+
+    def __call__(self, times, horizon):
+        powers = self.base ** np.arange(times.shape[0])
+        return times * 0 + ops.convert_to_tensor(powers * horizon / powers.sum(), "float32")
+
+    def get_config(self):
+        return {"base": self.base}
+
+
+def test_a_rule_of_the_users_own_by_its_name(own_rules, tmp_path):
+    assert rules() == ["backward", "midpoint", "uniform", "uniform_straight_through"]
+    assert register_rule("powers")(Powers) is Powers
+    assert rules()[-1] == "powers"
+    stage = MeanFieldStage(keras.layers.Dense(4), 2, quadrature="powers", horizon=3.0)
+    model = keras.Sequential([keras.Input((4,)), stage])
+    np.testing.assert_allclose(ops.convert_to_numpy(stage.step_sizes()), [1.0, 2.0])
+    assert stage.get_config()["quadrature"] == "powers"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[0].quadrature) is Powers
+    # With arguments it is more than its name.
+    config = MeanFieldStage(keras.layers.Dense(4), 2, quadrature=Powers(3.0)).get_config()
+    again = MeanFieldStage.from_config(json.loads(json.dumps(config)))
+    assert type(again.quadrature) is Powers and again.quadrature.base == 3.0
+    assert quadrature_rules.serialize(Powers(2.0)) == "powers"
+
+
+def test_names_of_rules_are_given_once_and_to_rules_only(own_rules):
+    register_rule("powers")(Powers)
+    register_rule("powers")(Powers)  # as a cell of a notebook that is run again
+    with pytest.raises(ValueError, match=r"Powers of .*has it\. Received: name='powers'"):
+        register_rule("powers")(MidpointRule)
+    with pytest.raises(ValueError, match=r"subclass of QuadratureRule\. Received: <class 'dict'>"):
+        register_rule("dict")(dict)
+    with pytest.raises(ValueError, match=r"not empty\. Received: name=''"):
+        register_rule("")
+
+    class Needs(QuadratureRule):
+        def __init__(self, order):
+            self.order = order
+
+    with pytest.raises(ValueError, match=r"without arguments.*Received: Needs.*order"):
+        register_rule("needs")(Needs)
 
 
 def test_a_plain_function_gets_the_default_grid():

@@ -1,5 +1,6 @@
 """Recipes, schedules, losses, evaluation and runs."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -19,23 +20,23 @@ import pytest
 import tiny_zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_zoo import train
 
-from mf_zoo import applications, data, files, weights
+from mf_zoo import data, files, weights
+from mf_zoo.errors import UserError
 from mf_zoo.layers import quadrature
 from mf_zoo.training import (
     RECIPES,
     Recipe,
-    UserError,
     evaluate,
     evaluate_weights,
     get_recipe,
     on_device,
-    runner,
     runs,
-    train,
 )
 from mf_zoo.training.callbacks import order_swaps
 from mf_zoo.training.evaluation import calibration_error
+from mf_zoo.training.folder import open_folder
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.recipes import load_recipe, parse_override, recipe_toml
 from mf_zoo.training.schedules import learning_rate_schedule
@@ -115,9 +116,9 @@ def test_bad_values_are_refused(values, message):
 
 
 def test_the_rules_of_recipes_are_those_of_stages():
-    for name in quadrature._RULES:
+    for name in quadrature.rules():
         assert RECIPES["paper"].replace(quadrature=name).quadrature == name
-    with pytest.raises(ValueError, match=rf"must be one of {', '.join(quadrature._RULES)}\. Rec"):
+    with pytest.raises(ValueError, match=rf"must be one of {', '.join(quadrature.rules())}\. Rec"):
         RECIPES["paper"].replace(quadrature="x")
 
 
@@ -355,25 +356,18 @@ COMMAND = [
 TENSORBOARD = all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
 
 
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
-
-
 @pytest.fixture(scope="module")
 def finished(cifar10_dir, tmp_path_factory):
     """A run that was let alone."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        train(
-            "Tiny",
-            data_dir=cifar10_dir,
-            output=folder,
-            eval_every=3,
-            tensorboard=TENSORBOARD,
-            **OPTIONS,
-        )
+    train(
+        "Tiny",
+        data_dir=cifar10_dir,
+        output=folder,
+        eval_every=3,
+        tensorboard=TENSORBOARD,
+        **OPTIONS,
+    )
     return folder
 
 
@@ -553,7 +547,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     # Asked to stop in the middle of the third.
     process = _run_process("SIGTERM", "2.2", *resume)
     assert process.returncode == 143, process.stderr
-    assert f"after epoch 2; go on with: mf-zoo train --resume --output {folder}" in process.stderr
+    assert f"after epoch 2; resume with: mf-zoo train --resume --output {folder}" in process.stderr
     assert "Traceback" not in process.stderr
     with open(folder / "history.csv", "a") as file:
         file.write("3,0.0")  # as if killed while writing a row
@@ -569,16 +563,25 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     assert not list(folder.glob("partial-*"))
 
 
-@pytest.mark.once_on_torch
-def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatch):
+@contextlib.contextmanager
+def _killed_in_the_second_epoch(monkeypatch):
+    """A run in this process ends when its second checkpoint is written but does not count yet."""
+
     class Killed(BaseException):
         pass
 
     def write_json(path, content, write=files.write_json):
-        if content.get("epoch") == 2:  # The second epoch's checkpoint does not count yet.
+        if content.get("epoch") == 2:
             raise Killed
         write(path, content)
 
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(files, "write_json", write_json)
+        yield
+
+
+@pytest.mark.once_on_torch
+def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatch):
     keras.utils.set_random_seed(1)
     source = tiny_zoo.tiny()
     source.save_weights(tmp_path / "source.weights.h5")
@@ -586,8 +589,7 @@ def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatc
     options = {**OPTIONS, "recipe": RECIPE.replace(epochs=2), "data_dir": cifar10_dir}
     train("Tiny", output=tmp_path / "whole", **start, **options)
     folder = tmp_path / "killed"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(runs, "write_json", write_json)
+    with _killed_in_the_second_epoch(monkeypatch):
         train("Tiny", output=folder, **start, **options)
     for change, message in (
         ({"freeze": ["stem"]}, r"freeze is \['st\*'\] there and \['stem'\] here"),
@@ -611,6 +613,32 @@ def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatc
     assert record.initial_weights == f"source.weights.h5 sha256:{digest}"
     assert record.freeze == ("st*",)
     assert weights.records(directory=tmp_path / "registry") == [record]
+
+
+@pytest.mark.once_on_torch
+def test_a_resumed_run_of_a_frozen_network_trains_its_classifier_alone(
+    cifar10_dir, tmp_path, monkeypatch
+):
+    """The blocks that start a stage are layers of ours: frozen too, after a checkpoint as before.
+
+    Else the optimizer's state does not fit the checkpoint's model, and the schedule starts anew.
+    """
+    recipe = RECIPES["paper"].replace(epochs=3, batch_size=16, learning_rate=0.05)
+    options = {"recipe": recipe, "limit": 32, "verbose": 0, "data_dir": cifar10_dir}
+    options["freeze"] = ["stage*", "head*", "stem*"]
+    train("MFResNet20", output=tmp_path / "whole", **options)
+    folder = tmp_path / "killed"
+    with _killed_in_the_second_epoch(monkeypatch):
+        train("MFResNet20", output=folder, **options)
+    assert json.loads((folder / "state.json").read_text())["epoch"] == 1
+    train("MFResNet20", output=folder, resume=True, **options)
+    _assert_same_run(tmp_path / "whole", folder)
+    rates = [float(row["learning_rate"]) for row in _rows(folder / "history.csv")]
+    np.testing.assert_allclose(rates, [0.05, 0.005, 0.0005], rtol=1e-5)
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
+    ]
+    assert results[0]["test_error"] == results[1]["test_error"]
 
 
 @pytest.mark.once
@@ -647,10 +675,10 @@ def test_a_run_older_than_a_value_of_the_recipe_is_resumed(tmp_path):
     older = {key: value for key, value in recipe.items() if key != "cutmix"}
     config = {"model": "Tiny", "backend": keras.config.backend(), "recipe": older}
     files.write_json(tmp_path / runs.CONFIG, config)
-    assert runner.open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
+    assert open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
     with pytest.raises(UserError, match=r"cutmix is 0\.0 there and 1\.0 here"):
         changed = {"model": "Tiny", "recipe": {**recipe, "cutmix": 1.0}}
-        runner.open_folder(tmp_path, changed, resume=True)
+        open_folder(tmp_path, changed, resume=True)
 
 
 # --- On the device ---------------------------------------------------------------------------
@@ -745,7 +773,9 @@ def test_no_room_for_a_checkpoint_keeps_the_one_before(
 def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path):
     run = {"data_dir": cifar10_dir, **OPTIONS}
     for resume in (False, True):
-        with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
+        with pytest.raises(
+            UserError, match=r"is finished.*result\.json.*mf-zoo evaluate.*Received: output="
+        ):
             train("Tiny", output=finished, resume=resume, **run)
     folder = tmp_path / "begun"
     folder.mkdir()
@@ -753,7 +783,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path
     with pytest.raises(UserError, match=r"must be new or empty. Received"):
         train("Tiny", output=folder, **run)
     (folder / "config.json").write_text((finished / "config.json").read_text())
-    with pytest.raises(UserError, match=r"holds a run already.*--resume"):
+    with pytest.raises(UserError, match=r"holds a run already: resume it by --resume"):
         train("Tiny", output=folder, **run)
     with pytest.raises(UserError) as error:
         changed = {**run, "seed": 4, "recipe": RECIPE.replace(epochs=9)}
@@ -815,7 +845,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(cifar10_dir, tmp_p
     run = {"data_dir": cifar10_dir, "output": folder, **OPTIONS}
     for change, message in (
         ({"model": "ResNet21"}, "Model must be one of.*MFResNet20.*Received: 'ResNet21'"),
-        ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: 0"),
+        ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: eval_every=0"),
         ({"recipe": "slow"}, "paper, cosine, quick.*Received: 'slow'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -11,9 +11,8 @@ import sys
 
 import keras_tuner
 import pytest
-import tiny_zoo
 
-from mf_zoo import applications, cli
+from mf_zoo import cli
 from mf_zoo.errors import UserError
 from mf_zoo.tuning import oracles, search
 
@@ -248,7 +247,6 @@ def test_a_search_survives_a_worker_killed_in_mid_trial(cifar10_dir, tmp_path, m
     assert result["val_error"] == min(float(row["val_error"]) for row in rows)
 
     # The same search by one process finds the same: values and measures have come through whole.
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     assert cli.main([*settings, "--output", str(tmp_path / "alone")]) == 0
     assert rows == _rows(tmp_path / "alone")
 

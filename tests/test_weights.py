@@ -639,7 +639,8 @@ def test_publish_command(run_dir, tmp_path, capsys):
     assert published.sha256 in capsys.readouterr().out
     edit(run_dir / "result.json", test_error=1.0)
     assert cli.main(command) == 2
-    assert "Received: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "choose another `--name`, or pass `--overwrite`. Received: " in error
     assert weights.records(directory=registry) == [published]
     assert cli.main([*command, "--overwrite"]) == 0
     assert weights.get("MFResNet20", "cifar10-b", directory=registry).test_error == 1.0

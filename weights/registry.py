@@ -4,7 +4,6 @@ from pathlib import Path
 
 from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, verify
 from mf_zoo.weights.record import WeightRecord
-from mf_zoo.weights.remote import fetch
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -121,6 +120,8 @@ def path(
             for part in record.files:
                 verify(folder / part.file, part.sha256, part.size)
             return folder / record.file
+    from mf_zoo.weights.remote import fetch  # here, for it needs the modules of the network
+
     return fetch(record, base_url=base_url, cache_dir=cache_dir, offline=offline, searched=folders)
 
 

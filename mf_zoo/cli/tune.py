@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, add_start_arguments
+from mf_zoo.cli.common import add_data_arguments, add_record_arguments
 from mf_zoo.errors import UserError
 from mf_zoo.files import read_json
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
+from mf_zoo.training.settings import Machine, RunSettings
 from mf_zoo.tuning.space import SEARCH, SPACE, TUNERS, parse_search
 
 
@@ -23,7 +24,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="one, or several to choose from")
     add_data_arguments(parser)
-    add_start_arguments(parser)
+    add_record_arguments(
+        parser, RunSettings, Machine, only=("dataset", "weights", "freeze", "threads")
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="its folder")
     parser.add_argument("--resume", action="store_true", help="go on where a kill ended it")
     parser.add_argument("--tuner", choices=TUNERS, help="default: hyperband")
@@ -80,7 +83,7 @@ def how_to_resume(options: argparse.Namespace) -> str:
         mode = f"--worker {options.worker}"
     elif options.chief is not None:
         mode += f" --chief {options.chief}"
-    return f"; go on with: mf-zoo tune {mode} --output {shlex.quote(str(options.output))}"
+    return f"; resume with: mf-zoo tune {mode} --output {shlex.quote(str(options.output))}"
 
 
 def _tune(options: argparse.Namespace) -> None:

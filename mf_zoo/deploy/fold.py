@@ -93,7 +93,7 @@ def _graph(model: Any) -> keras.Model:
 def _check(operation: Any) -> None:
     """Raises ValueError unless Keras's own layers can take its place."""
     if isinstance(operation, MeanFieldStage):
-        block = operation.pattern()
+        block = operation.template()
         if not isinstance(block, ResidualFunction):
             raise ValueError(
                 "The residual function of a stage must be one of mf_zoo.layers, such as "
@@ -175,15 +175,14 @@ class _Folding:
         return self._call(layer.name, group, ops.convert_to_numpy, *args, **kwargs)
 
     def _stage(self, stage: MeanFieldStage, x: Any) -> Any:
-        block = stage.pattern()
-        order, steps = (ops.convert_to_numpy(part) for part in stage._schedule())
-        stacked = [ops.convert_to_numpy(weight.value) for weight in stage._stacked]
-        for particle, step in zip(order.tolist(), steps, strict=True):
+        block = stage.template()
+        scaled = {id(variable) for variable in block.output_scale_variables}
+        for one in stage.blocks():
             arrays = {
-                id(variable): stack[particle] * (step if k in stage._folded else 1)
-                for k, (variable, stack) in enumerate(zip(block.variables, stacked, strict=True))
+                id(variable): array * (one.step if id(variable) in scaled else 1)
+                for variable, array in zip(block.variables, one.weights, strict=True)
             }
-            name = f"{stage.name}_{particle}"
+            name = f"{stage.name}_{one.particle}"
             update = self._chain(block, lambda v, arrays=arrays: arrays[id(v)], name, x)
             x = self._call(f"{name}_add", [layers.Add()], None, [x, update])
             if stage.activation is keras.activations.relu:

@@ -9,13 +9,15 @@ from mf_zoo.layers.bottleneck_block import (
 )
 from mf_zoo.layers.grouped_conv2d import GroupedConv2D
 from mf_zoo.layers.mean_field_stage import MeanFieldStage, stages
-from mf_zoo.layers.particles import ParticleInfo, Reflect, reflect
+from mf_zoo.layers.particles import Block, ParticleInfo, Reflect, reflect
 from mf_zoo.layers.quadrature import (
     BackwardRule,
     MidpointRule,
     QuadratureRule,
     UniformRule,
     UniformStraightThroughRule,
+    register_rule,
+    rules,
 )
 from mf_zoo.layers.synchronize import synchronize_statistics
 
@@ -23,6 +25,7 @@ __all__ = [
     "BackwardRule",
     "BasicBlock",
     "BatchNormalization",
+    "Block",
     "BottleneckBlock",
     "GroupedConv2D",
     "MeanFieldStage",
@@ -36,6 +39,8 @@ __all__ = [
     "UniformRule",
     "UniformStraightThroughRule",
     "reflect",
+    "register_rule",
+    "rules",
     "stages",
     "synchronize_statistics",
 ]

@@ -9,34 +9,25 @@ import numpy as np
 from keras import ops
 
 from mf_zoo.layers import quadrature as quadrature_rules
-from mf_zoo.layers.particles import ParticleInfo, PerParticle, Reflect
+from mf_zoo.layers.flags import set_trainable_parts, trainable_parts
+from mf_zoo.layers.particles import Block, ParticleInfo, PerParticle, Reflect
 
 
 class _Template:
     """One copy of the residual function, hidden from Keras's tracking of sublayers.
 
-    Its variables hold no weights: in a call each is given one particle's value.
+    Its variables hold no weights: in a call each is given one particle's value. Their flags
+    `trainable` are those of the stage's weights, which follow.
     """
 
-    def __init__(self, layer: keras.layers.Layer):
+    def __init__(self, layer: keras.layers.Layer, flags: list[bool]):
         self.layer = layer
+        self.flags = flags  # of its variables, when the weights last followed
+        self.variables = layer.variables
         # The stage's own weights carry the regularizers; the block's must not count twice.
-        for variable in layer.variables:
+        for variable in self.variables:
             variable.regularizer = None
         self.takes_training = "training" in inspect.signature(layer.call).parameters
-        self.frozen = False
-        self.trainable_flags = [(part, part.trainable) for part in layer._flatten_layers()]
-
-    def freeze(self, frozen: bool) -> None:
-        """Follows the stage's `trainable`: a frozen BatchNormalization keeps its statistics."""
-        if frozen == self.frozen:
-            return
-        self.frozen = frozen
-        if frozen:
-            self.layer.trainable = False
-        else:
-            for part, trainable in self.trainable_flags:
-                part.trainable = trainable
 
 
 @keras.saving.register_keras_serializable(package="mf_zoo")
@@ -59,12 +50,16 @@ class MeanFieldStage(keras.layers.Layer):
     Args:
         block: The residual function `f`: a `keras.layers.Layer`, serialisable, whose output has
             the shape of its input. It serves as a pattern: the stage makes `n` copies, each with
-            its own initial weights and seeds. A block whose output is linear in some of its
-            variables (a last scale and shift) may name them in a property
+            its own initial weights and seeds. Parts of it that are frozen are frozen in all
+            copies. A block whose dtype policy is Keras's global one
+            (`keras.config.dtype_policy()`), as that of a block made without `dtype` is, gets the
+            stage's policy; any other policy is the block's own. A block whose output is linear in
+            some of its variables (a last scale and shift) may name them in a property
             `output_scale_variables`; the step size is then folded into them, at no cost.
         num_particles: Number `n` of blocks.
         quadrature: `"backward"` (the paper's), `"midpoint"`, `"uniform"`,
-            `"uniform_straight_through"`, or a rule of your own: see
+            `"uniform_straight_through"`, or a rule of your own, by the name that
+            `mf_zoo.layers.register_rule` gave it or as an object: see
             `mf_zoo.layers.QuadratureRule`.
         horizon: Length `T` of the time interval; `None` for `n`.
         initial_times: `"grid"` (equal steps), `"random"` (independent, uniform on `[0, T]`) or `n`
@@ -107,8 +102,11 @@ class MeanFieldStage(keras.layers.Layer):
     >>> stage = MeanFieldStage(BasicBlock(16), num_particles=3, activation="relu")
     >>> stage(keras.ops.ones((2, 8, 8, 16))).shape
     (2, 8, 8, 16)
-    >>> stage.depth_order(), stage.step_sizes()  # [0, 1, 2], [1.0, 1.0, 1.0]
+    >>> [(block.particle, block.step) for block in stage.blocks()]
+    [(0, 1.0), (1, 1.0), (2, 1.0)]
     """
+
+    _template: _Template | None = None  # until it is built
 
     def __init__(
         self,
@@ -142,9 +140,7 @@ class MeanFieldStage(keras.layers.Layer):
                 "`unroll=False` needs a backend whose `keras.ops.scan` can be trained through: "
                 "jax or torch. Received: unroll=False on the tensorflow backend"
             )
-        # Kept as a description: as an attribute, the layer itself would be tracked as a part.
-        self._block_class, self._block_config = type(block), block.get_config()
-        self._serialized_block = keras.saving.serialize_keras_object(block)
+        self._describe(block, gets_policy=block.dtype_policy == keras.config.dtype_policy())
         self.num_particles = num_particles
         self.quadrature = quadrature_rules.get(quadrature)
         self.horizon = float(num_particles if horizon is None else horizon)
@@ -155,7 +151,9 @@ class MeanFieldStage(keras.layers.Layer):
         self.seed = seed
         self.reorder = bool(reorder)
         self.remat = bool(remat)
-        self._template: _Template | None = None
+        # Of the block, part by part: its configuration may say nothing of its parts.
+        self._given_flags = trainable_parts(block)
+        self._flags: list[bool] | None = None  # what counts instead, until it is built
 
     def _check_initial_times(self, initial_times: Any) -> str | list[float]:
         if isinstance(initial_times, str):
@@ -172,6 +170,26 @@ class MeanFieldStage(keras.layers.Layer):
             f"{self.num_particles} numbers in [0, {self.horizon}]. "
             f"Received: initial_times={initial_times!r}"
         )
+
+    def _describe(self, block: keras.layers.Layer, gets_policy: bool) -> None:
+        """Keeps a block as a description: as an attribute, it would be tracked as a part."""
+        before = keras.saving.serialize_keras_object(block.dtype_policy)
+        after = keras.saving.serialize_keras_object(self.dtype_policy)
+
+        def with_policy(config: Any) -> Any:
+            if isinstance(config, dict):
+                if config == before:
+                    return dict(after)
+                return {key: with_policy(value) for key, value in config.items()}
+            if isinstance(config, (list, tuple)):
+                return type(config)(with_policy(value) for value in config)
+            return config
+
+        described = [block.get_config(), keras.saving.serialize_keras_object(block)]
+        if gets_policy and before != after:
+            described = with_policy(described)
+        self._block_class = type(block)
+        self._block_config, self._serialized_block = described
 
     def _copy_of_block(self, index: int) -> keras.layers.Layer:
         """A fresh block; explicit seeds in its configuration differ from copy to copy."""
@@ -194,6 +212,9 @@ class MeanFieldStage(keras.layers.Layer):
         n = self.num_particles
         input_shape = tuple(input_shape)
         copies = [self._copy_of_block(i) for i in range(n)]
+        template = copies[0]
+        flags = self._given_flags if self._flags is None else self._flags
+        complete = set_trainable_parts(template, flags)
         for copy in copies:
             output = copy(keras.KerasTensor(input_shape, dtype=self.compute_dtype))
             output_shape = getattr(output, "shape", None)
@@ -213,7 +234,12 @@ class MeanFieldStage(keras.layers.Layer):
         )
         self.times.mean_field = ParticleInfo("time", n, self.horizon)
 
-        template = copies[0]
+        if not complete:  # a block that makes parts when it is built
+            set_trainable_parts(template, flags)
+        flags = trainable_parts(template)
+        # Weights are made as if nothing were frozen: Keras lists those that can be trained first,
+        # and their order must not depend on what is frozen at the time.
+        set_trainable_parts(template, [True] * len(flags))
         per_copy = [copy.variables for copy in copies]
         scaled = {id(v) for v in getattr(template, "output_scale_variables", ())}
         self._stacked = []
@@ -242,7 +268,45 @@ class MeanFieldStage(keras.layers.Layer):
             )
             weight.mean_field = ParticleInfo("block", n, self.horizon)
             self._stacked.append(weight)
-        self._template = _Template(template)
+        self._template = _Template(template, [weight.trainable for weight in self._stacked])
+        set_trainable_parts(template, flags)
+        if not self.trainable and self._flags is None:
+            template.trainable = False
+        self._follow_template()
+
+    def _follow_template(self) -> None:
+        """Freezes and thaws the weights whose variable of the template was frozen or thawed."""
+        template = self._template
+        if template is None:
+            return
+        flags = [variable.trainable for variable in template.variables]
+        for weight, old, new in zip(self._stacked, template.flags, flags, strict=True):
+            if new != old:
+                weight.trainable = new
+        template.flags = flags
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the stage is trained; setting it sets it for all parts of its blocks too."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        if self._template is not None:
+            self._template.layer.trainable = bool(value)
+        else:
+            self._flags = [True] * len(self._given_flags) if value else None
+
+    @property
+    def variables(self) -> list[Any]:
+        self._follow_template()
+        return super().variables
+
+    @property
+    def weights(self) -> list[Any]:
+        self._follow_template()
+        return super().weights
 
     def _times_initializer(self) -> Any:
         if self.initial_times == "random":
@@ -253,16 +317,122 @@ class MeanFieldStage(keras.layers.Layer):
             times = np.asarray(self.initial_times)
         return lambda shape, dtype=None: ops.convert_to_tensor(times.astype("float64"), dtype)
 
-    def pattern(self) -> keras.layers.Layer:
+    def template(self) -> keras.layers.Layer:
         """The residual function as a layer without weights of its own: what particles share.
 
-        Its variables have the names, shapes and flags of a particle's, not the values. (No
+        Its variables have the names, shapes and flags of a particle's, not the values. A part of it
+        that is frozen, `stage.template().bn1.trainable = False`, is frozen in all blocks. (No
         attribute, for Keras would save it with the stage.)
 
         Returns:
             The layer, of a stage that has been built.
         """
         return self._template.layer
+
+    def blocks(self) -> list[Block]:
+        """The blocks of a stage that has been built, copied to NumPy.
+
+        Returns:
+            A `Block` for each particle, in depth order.
+
+        Example:
+
+        >>> stage = MeanFieldStage(BasicBlock(4), 2, initial_times=[2.0, 0.5])
+        >>> stage.build((None, 8, 8, 4))
+        >>> [(block.particle, block.time, block.step) for block in stage.blocks()]
+        [(1, 0.5, 0.5), (0, 2.0, 1.5)]
+        """
+        order, steps = (ops.convert_to_numpy(part) for part in self._schedule())
+        times = ops.convert_to_numpy(self.times)
+        values = [np.array(ops.convert_to_numpy(weight)) for weight in self._stacked]
+        return [
+            Block(
+                particle=int(particle),
+                time=float(times[particle]),
+                step=float(step),
+                weights=[value[particle] for value in values],
+            )
+            for particle, step in zip(order, steps, strict=True)
+        ]
+
+    def set_blocks(
+        self, weights: Sequence[Sequence[np.ndarray]], steps: Sequence[float] | None = None
+    ) -> None:
+        """Sets the weights of all blocks, the inverse of `blocks`. The times stay as they are.
+
+        Args:
+            weights: For each block, in depth order, the arrays that `Block.weights` lists.
+            steps: With them the block at depth `l` adds `steps[l] f(x)`, whatever its own step:
+                see `weights_for_steps`. `None` to take the weights as they are.
+
+        Raises:
+            ValueError: If the weights do not fit, or a block cannot take up its step. Then nothing
+                is changed.
+
+        Example:
+
+        >>> stage = MeanFieldStage(BasicBlock(4), 2)
+        >>> stage.build((None, 8, 8, 4))
+        >>> stage.set_blocks([block.weights for block in reversed(stage.blocks())])
+        """
+        if steps is not None:
+            weights = self.weights_for_steps(weights, steps)
+        self._check_weights(weights)
+        position = np.argsort(ops.convert_to_numpy(self.depth_order()))
+        for weight, *parts in zip(self._stacked, *weights, strict=True):
+            weight.assign(np.stack(parts)[position])
+
+    def weights_for_steps(
+        self, weights: Sequence[Sequence[np.ndarray]], steps: Sequence[float]
+    ) -> list[list[np.ndarray]]:
+        """Weights with which the block at depth `l`, at its own step, adds `steps[l] f(x)`.
+
+        The change of the step goes into the variables that the block names in
+        `output_scale_variables`.
+
+        Args:
+            weights: For each block, in depth order, the arrays that `Block.weights` lists.
+            steps: The factors of the residual functions, in depth order.
+
+        Returns:
+            The weights, for `set_blocks`.
+
+        Raises:
+            ValueError: If the weights do not fit, a step of the stage is not positive, or steps
+                change and the block names no variables.
+        """
+        self._check_weights(weights)
+        own = ops.convert_to_numpy(self.step_sizes()).astype("float64")
+        if np.any(own <= 0):
+            raise ValueError(
+                "Every block must have a positive step to compute what it is to compute. "
+                f"Received: step sizes {own.tolist()} in stage {self.name!r}"
+            )
+        factors = np.asarray(steps, "float64") / own
+        if not self._folded and not np.allclose(factors, 1, rtol=0, atol=1e-6):
+            raise ValueError(
+                "Step sizes can only change where the residual function names the variables that "
+                "scale its output, in a property `output_scale_variables`: nothing else can take "
+                f"up the change. Received: {self._block_class.__name__} without it in stage "
+                f"{self.name!r}, whose steps would change by the factors "
+                f"{factors.round(4).tolist()}"
+            )
+        return [
+            [
+                (value * factor).astype(value.dtype) if k in self._folded else value
+                for k, value in enumerate(parts)
+            ]
+            for parts, factor in zip(weights, factors, strict=True)
+        ]
+
+    def _check_weights(self, weights: Sequence[Sequence[np.ndarray]]) -> None:
+        expected = [tuple(variable.shape) for variable in self._template.variables]
+        found = [[np.shape(array) for array in parts] for parts in weights]
+        if found != [expected] * self.num_particles:
+            raise ValueError(
+                f"`weights` must list the arrays of {self.num_particles} blocks, of the shapes "
+                f"{expected} each. Received: shapes {found}"
+            )
 
     def depth_order(self) -> Any:
         """Which particle is applied first, second, ...: `argsort(times)`, ties by storage index.
@@ -283,15 +453,14 @@ class MeanFieldStage(keras.layers.Layer):
     def _schedule(self) -> tuple[Any, Any]:
         times = self.times.value
         order = ops.argsort(times)
-        steps = self.quadrature(ops.take(times, order), self.horizon)
+        steps = self.quadrature(_sorted(times, order), self.horizon)
         if not self.reorder:
             order = ops.arange(self.num_particles, dtype="int32")
         return order, steps
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        self._template.freeze(not self.trainable)
         order, steps = self._schedule()
-        values = [ops.take(weight.value, order, axis=0) for weight in self._stacked]
+        values = [_sorted(weight.value, order) for weight in self._stacked]
         for k in self._folded:
             shape = (self.num_particles,) + (1,) * (len(values[k].shape) - 1)
             values[k] = values[k] * ops.cast(ops.reshape(steps, shape), values[k].dtype)
@@ -331,8 +500,8 @@ class MeanFieldStage(keras.layers.Layer):
     def _block_step(
         self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[int, Any], list[Any]]:
-        layer = self.pattern()
-        mapping = list(zip(layer.variables, values, strict=True))
+        layer = self.template()
+        mapping = list(zip(self._template.variables, values, strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(variable) for variable, _ in mapping]
             update = layer(x, **arguments)
@@ -342,6 +511,7 @@ class MeanFieldStage(keras.layers.Layer):
         }
         if not self._folded:
             update = update * ops.cast(step, update.dtype)
+        update = ops.cast(update, x.dtype)  # of a block that has a policy of its own
         return self.activation(x + update), states, list(scope.losses)
 
     def _unrolled(
@@ -400,7 +570,7 @@ class MeanFieldStage(keras.layers.Layer):
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
-        return {
+        config = {
             **super().get_config(),
             "block": self._serialized_block,
             "num_particles": self.num_particles,
@@ -414,14 +584,40 @@ class MeanFieldStage(keras.layers.Layer):
             "reorder": self.reorder,
             "remat": self.remat,
         }
+        if self._template is not None:
+            flags = trainable_parts(self._template.layer)
+        elif self._flags is not None:
+            flags = list(self._flags)
+        else:
+            flags = [flag and self.trainable for flag in self._given_flags]
+        as_given = all(self._given_flags) or not self.trainable
+        if not as_given or flags != [self.trainable] * len(flags):
+            config["trainable_parts"] = flags
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "MeanFieldStage":
+        """Makes the stage; `"trainable_parts"` says which parts of its blocks are not frozen."""
         config = dict(config)
+        flags = config.pop("trainable_parts", None)
         for key in ("block", "quadrature"):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
-        return cls(**config)
+        stage = cls(**config)
+        stage._flags = flags
+        # It has got its policy already, whatever the global one is by now.
+        stage._describe(config["block"], gets_policy=False)
+        return stage
+
+
+def _sorted(value: Any, order: Any) -> Any:
+    """The entries of a weight in depth order, with a dense gradient.
+
+    On TensorFlow the gradient of `take` is an `IndexedSlices`, which optimizers that scale or add
+    gradients refuse; that of a reshape is dense. It costs nothing: to the same shape it copies
+    nothing forward, and every entry is taken once, so backward there is as much to write as before.
+    """
+    return ops.take(ops.reshape(value, value.shape), order, axis=0)
 
 
 def stages(model: keras.Model) -> list[MeanFieldStage]:

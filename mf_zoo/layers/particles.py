@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -21,6 +22,23 @@ class ParticleInfo:
     kind: Literal["time", "block"]
     num_particles: int
     horizon: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """A particle of a stage as plain numbers; see `MeanFieldStage.blocks`.
+
+    Args:
+        particle: Its index in storage, which it keeps for life.
+        time: Its time.
+        step: Its step size `dt_l`.
+        weights: Its arrays, in the order of `stage.template().variables`.
+    """
+
+    particle: int
+    time: float
+    step: float
+    weights: list[np.ndarray]
 
 
 def reflect(times: Any, horizon: float) -> tuple[Any, Any]:

@@ -12,13 +12,13 @@ class QuadratureRule:
     """Base of the rules that turn sorted times into step sizes.
 
     A stage integrates `dX/dt = f(X, theta(t))` over `[0, T]` by
-    `X^l = X^(l-1) + dt_l f(X^(l-1), theta^l)`; a rule says what `dt_l` is. Subclass it, register
-    the class with `keras.saving.register_keras_serializable`, and pass an instance as
-    `MeanFieldStage(quadrature=...)`.
+    `X^l = X^(l-1) + dt_l f(X^(l-1), theta^l)`; a rule says what `dt_l` is. Subclass it and give the
+    class a name with `register_rule`: then `MeanFieldStage(quadrature="forward")`, recipes and the
+    `mf-zoo` command know it. An instance can be passed as well.
 
     Example:
 
-    >>> @keras.saving.register_keras_serializable(package="my_project")
+    >>> @register_rule("forward")
     ... class ForwardRule(QuadratureRule):
     ...     def __call__(self, times, horizon):
     ...         ends = keras.ops.concatenate([times[1:], keras.ops.ones_like(times[:1]) * horizon])
@@ -57,6 +57,82 @@ class QuadratureRule:
         return cls(**config)
 
 
+_RULES: dict[str, type[QuadratureRule]] = {}
+
+
+def register_rule(name: str) -> Callable[[type[QuadratureRule]], type[QuadratureRule]]:
+    """A decorator that gives a quadrature rule its name.
+
+    The name is what `MeanFieldStage(quadrature=...)` takes and what configurations, recipes and
+    weight records say. The module that registers it must have been imported where it is used. The
+    class is registered with Keras as well, unless it is already, for instances that are made with
+    arguments.
+
+    Args:
+        name: The name, which no other rule may have. (A class takes the place of one of the same
+            module and name, as when a cell of a notebook is run again.)
+
+    Returns:
+        The decorator, which returns the class.
+
+    Raises:
+        ValueError: If the name is taken, or what is decorated is no subclass of `QuadratureRule`,
+            or one whose constructor needs arguments.
+
+    Example:
+
+    >>> @register_rule("right_half")
+    ... class RightHalfRule(QuadratureRule):
+    ...     def __call__(self, times, horizon):
+    ...         return times * 0 + horizon / (2 * times.shape[0])
+    >>> mf_zoo.layers.MeanFieldStage(keras.layers.Dense(4), 2, quadrature="right_half").quadrature
+    <...RightHalfRule object at ...>
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"`name` must be a string, not empty. Received: name={name!r}")
+
+    def register(cls: type[QuadratureRule]) -> type[QuadratureRule]:
+        if not (isinstance(cls, type) and issubclass(cls, QuadratureRule)):
+            raise ValueError(
+                "A registered quadrature rule must be a subclass of QuadratureRule. "
+                f"Received: {cls!r}"
+            )
+        try:
+            cls()
+        except TypeError as error:
+            raise ValueError(
+                "A registered quadrature rule must be made without arguments, as by its name. "
+                f"Received: {cls.__name__}, for which Python says: {error}"
+            ) from error
+        taken = _RULES.get(name, cls)
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"`name` must be one that no other rule has; {taken.__qualname__} of "
+                f"{taken.__module__} has it. Received: name={name!r}"
+            )
+        if keras.saving.get_registered_name(cls) == cls.__name__:
+            keras.saving.register_keras_serializable("mf_zoo_rule", name)(cls)
+        _RULES[name] = cls
+        return cls
+
+    return register
+
+
+def rules() -> list[str]:
+    """The names of all registered rules, in the order of their registration.
+
+    Returns:
+        List of names that `MeanFieldStage(quadrature=...)` takes.
+
+    Example:
+
+    >>> rules()[:4]
+    ['backward', 'midpoint', 'uniform', 'uniform_straight_through']
+    """
+    return list(_RULES)
+
+
+@register_rule("backward")
 @keras.saving.register_keras_serializable(package="mf_zoo")
 class BackwardRule(QuadratureRule):
     """`dt_l = t^l - t^(l-1)` with `t^0 = 0`: backward differences, the rule of the paper.
@@ -80,6 +156,7 @@ class BackwardRule(QuadratureRule):
         return times - ops.concatenate([ops.zeros_like(times[:1]), times[:-1]])
 
 
+@register_rule("midpoint")
 @keras.saving.register_keras_serializable(package="mf_zoo")
 class MidpointRule(QuadratureRule):
     """`dt_l` is the width of the particle's Voronoi cell in `[0, T]`.
@@ -109,6 +186,7 @@ class MidpointRule(QuadratureRule):
         return (np.arange(num_particles) + 0.5) * (horizon / num_particles)
 
 
+@register_rule("uniform")
 @keras.saving.register_keras_serializable(package="mf_zoo")
 class UniformRule(QuadratureRule):
     """`dt_l = T / n`: times decide the order of the blocks and nothing else.
@@ -128,6 +206,7 @@ class UniformRule(QuadratureRule):
         return times * 0 + horizon / times.shape[0]
 
 
+@register_rule("uniform_straight_through")
 @keras.saving.register_keras_serializable(package="mf_zoo")
 class UniformStraightThroughRule(QuadratureRule):
     """`dt_l = T / n`, with the gradient of the backward rule in the place of its own, which is 0.
@@ -150,20 +229,12 @@ class UniformStraightThroughRule(QuadratureRule):
         return steps - ops.stop_gradient(steps) + horizon / times.shape[0]
 
 
-_RULES: dict[str, type[QuadratureRule]] = {
-    "backward": BackwardRule,
-    "midpoint": MidpointRule,
-    "uniform": UniformRule,
-    "uniform_straight_through": UniformStraightThroughRule,
-}
-
-
 def get(identifier: str | dict | QuadratureRule | Callable) -> Any:
     """Finds a quadrature rule.
 
     Args:
-        identifier: `"backward"`, `"midpoint"`, `"uniform"`, `"uniform_straight_through"`, a rule
-            or other callable of `(times, horizon)`, or a serialised one.
+        identifier: A name, one of `rules()`; a rule or other callable of `(times, horizon)`; or a
+            serialised one.
 
     Returns:
         The rule.
@@ -182,8 +253,9 @@ def get(identifier: str | dict | QuadratureRule | Callable) -> Any:
     if callable(identifier) and not isinstance(identifier, type):
         return identifier
     raise ValueError(
-        f"`quadrature` must be one of {sorted(_RULES)}, a QuadratureRule or a callable of "
-        f"(times, horizon). Received: quadrature={identifier!r}"
+        f"`quadrature` must be one of {rules()}, a QuadratureRule or a callable of (times, "
+        "horizon); a name of your own is known once the module with `register_rule` is imported. "
+        f"Received: quadrature={identifier!r}"
     )
 
 
@@ -202,8 +274,21 @@ def grid(rule: Any, num_particles: int, horizon: float) -> np.ndarray:
 
 
 def serialize(rule: Any) -> str | dict:
-    """The rule's short name where it has one, else Keras's serialised form."""
+    """The name by which `get` makes an equal rule, where there is one, else Keras's form.
+
+    Args:
+        rule: What `get` returned.
+
+    Returns:
+        A name, or what `keras.saving.serialize_keras_object` returns.
+
+    Example:
+
+    >>> serialize(MidpointRule())
+    'midpoint'
+    """
     for name, cls in _RULES.items():
-        if type(rule) is cls:
+        # An instance with arguments of its own is more than its name says.
+        if type(rule) is cls and rule.get_config() == cls().get_config():
             return name
     return keras.saving.serialize_keras_object(rule)

@@ -76,6 +76,8 @@ class ResidualFunction(layers.Layer):
 
     def _append(self, name: str, layer: layers.Layer) -> None:
         layer.name = name
+        if not self.trainable:  # set by the constructor, when there were no parts yet
+            layer.trainable = False
         setattr(self, name, layer)
         self._names.append(name)
 
@@ -144,4 +146,18 @@ class ResidualFunction(layers.Layer):
         }
         if self.preactivation:
             config["first_activation"] = self.first_activation
+        frozen = [part.name for part in self.chain() if not part.trainable]
+        if frozen != ([] if self.trainable else self._names):
+            config["frozen_parts"] = frozen
         return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ResidualFunction":
+        """Makes the layer; `"frozen_parts"` names its layers that are frozen by themselves."""
+        config = dict(config)
+        frozen = config.pop("frozen_parts", None)
+        block = super().from_config(config)
+        if frozen is not None:
+            for part in block.chain():
+                part.trainable = part.name not in frozen
+        return block

@@ -28,4 +28,4 @@ def synchronize_statistics(model: keras.Model, synchronized: bool = True) -> Non
         if isinstance(layer, BatchNormalization):
             layer.synchronized = synchronized
         elif isinstance(layer, MeanFieldStage):
-            synchronize_statistics(layer.pattern(), synchronized)
+            synchronize_statistics(layer.template(), synchronized)

@@ -71,6 +71,9 @@ class MeanFieldSGD(_SGD):
     every momentum, and at momentum 0 a step adds `sqrt(2 * rate * noise_temperature) * N(0, I)`.
     Where the rate is 0 there is no noise.
 
+    **By name**, `model.compile("MeanFieldSGD")` uses it with its default arguments, once
+    `mf_zoo.optimizers` has been imported.
+
     The boundary by reflection is the paper's domain `[0, T]` made into a rule; the rate of the
     times, the scaling of gradients and the noise are choices of this package, not the paper's.
 
@@ -242,8 +245,8 @@ class MeanFieldSGD(_SGD):
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         if self.coupled_weight_decay:
             return
-        # Only what decays: Keras on torch fails when there is nothing at all to decay.
-        variables = [v for v in variables if self._decays[self._get_variable_index(v)]]
+        # Only what decays, with the user's exclusions too: Keras on torch fails when nothing does.
+        variables = [v for v in variables if self._use_weight_decay(v)]
         if variables:
             super()._apply_weight_decay(variables)
 
@@ -257,6 +260,11 @@ class MeanFieldSGD(_SGD):
             "noise_temperature": self.noise_temperature,
             "seed": self.seed,
         }
+
+
+# For `model.compile("MeanFieldSGD")`: `keras.optimizers.get` looks for a name as it is given, and
+# the one that the class is registered under, and saved with, is "mf_zoo>MeanFieldSGD".
+keras.saving.get_custom_objects()["MeanFieldSGD"] = MeanFieldSGD
 
 
 def _is_time(info: ParticleInfo | None) -> bool:

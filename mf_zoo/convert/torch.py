@@ -1,4 +1,4 @@
-"""Conversion of weights: from PyTorch's state dicts, and between mean-field and plain twins."""
+"""Weights from PyTorch: what the arrays of a state dict are called, and where they go."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
-from mf_zoo.layers import BackwardRule, MeanFieldStage, stages
+from mf_zoo.layers import MeanFieldStage, stages
 from mf_zoo.layers.residual_function import ResidualFunction
 
 _SHOWN = 4  # differences named in an error message
@@ -138,7 +137,8 @@ def from_torch(
 
     assignments = []
     blocks: dict[int, list[list[Any]]] = {
-        id(stage): [[None] * stage.num_particles for _ in stage._stacked] for stage in stages(model)
+        id(stage): [[None] * len(stage.template().variables) for _ in range(stage.num_particles)]
+        for stage in stages(model)
     }
     for place in places.values():
         array = arrays[place.name]
@@ -151,12 +151,15 @@ def from_torch(
         if place.stage is None:
             assignments.append((place.variable, array))
         else:
-            variables = place.stage.pattern().variables
+            variables = place.stage.template().variables
             k = next(k for k, variable in enumerate(variables) if variable is place.variable)
-            blocks[id(place.stage)][k][place.position] = array
-    for stage in stages(model):
-        values = [np.stack(parts) for parts in blocks[id(stage)]]
-        assignments += _blocks_in_depth_order(stage, values, np.ones(stage.num_particles))
+            blocks[id(place.stage)][place.position][k] = array
+    filled = [  # before anything is changed, for this may fail
+        stage.weights_for_steps(blocks[id(stage)], np.ones(stage.num_particles))
+        for stage in stages(model)
+    ]
+    for stage, weights in zip(stages(model), filled, strict=True):
+        stage.set_blocks(weights)
     for variable, value in assignments:
         variable.assign(value)
     if normalization is not None:
@@ -168,7 +171,7 @@ class _Place(NamedTuple):
     """Where an array of a state dict goes."""
 
     name: str  # in the state dict
-    layer: keras.layers.Layer  # of the model, or of the pattern of the blocks of a stage
+    layer: keras.layers.Layer  # of the model, or of the template of a stage
     weight: str  # attribute of the layer
     stage: MeanFieldStage | None = None
     position: int | None = None  # of the particle in depth order
@@ -217,7 +220,7 @@ def _places(model: keras.Model, names: dict[str, str]) -> Iterator[_Place]:
                 module = names["bn"].format(number=1, **unit)
                 yield from of_layer(layers[f"head{number}_bn"], module)
         for position in range(stage.num_particles):
-            yield from of_block(stage.pattern(), next(units), stage, position)
+            yield from of_block(stage.template(), next(units), stage, position)
 
 
 def _read(state_dict: Any) -> dict[str, np.ndarray]:
@@ -255,7 +258,7 @@ def _check_network(model: Any) -> None:
     if (
         "stem_conv" not in named
         or any(named.get(f"stage{number}") is not stage for number, stage in enumerate(found, 1))
-        or not all(isinstance(stage.pattern(), ResidualFunction) for stage in found)
+        or not all(isinstance(stage.template(), ResidualFunction) for stage in found)
     ):
         raise ValueError(
             "`model` must be a network of mf_zoo.applications, such as ResNet20(). (Of a model "
@@ -291,7 +294,7 @@ def _check_covered(model: keras.Model, places: Mapping[str, _Place]) -> None:
     inside = {id(variable) for stage in stages(model) for variable in stage.variables}
     variables = [variable for variable in model.variables if id(variable) not in inside]
     for stage in stages(model):
-        variables += stage.pattern().variables
+        variables += stage.template().variables
     others = [variable.path for variable in variables if id(variable) not in filled]
     if others:
         raise ValueError(
@@ -330,183 +333,3 @@ def _set_normalization(model: keras.Model, layer: Any, mean: Any, std: Any) -> N
     layer.build(layer.get_build_config()["input_shape"])
     # Functions compiled before hold the former constants.
     model.train_function = model.test_function = model.predict_function = None
-
-
-def _blocks_in_depth_order(
-    stage: MeanFieldStage, values: list[np.ndarray], steps: np.ndarray
-) -> list[tuple[Any, np.ndarray]]:
-    """What to assign so that the `l`-th block of a stage adds `steps[l] f_l`, whatever its times.
-
-    Args:
-        stage: The stage to fill.
-        values: An array `(n, ...)` for each of its stacked weights, in depth order.
-        steps: The factors of the residual functions, in depth order.
-
-    Returns:
-        Pairs of a variable of the stage and its new value.
-    """
-    order = ops.convert_to_numpy(stage.depth_order())
-    own = ops.convert_to_numpy(stage.step_sizes()).astype("float64")
-    if np.any(own <= 0):
-        raise ValueError(
-            "Every block must have a positive step to compute what it is to compute. "
-            f"Received: step sizes {own.tolist()} in stage {stage.name!r}"
-        )
-    factors = steps / own
-    if not stage._folded and not np.allclose(factors, 1, rtol=0, atol=1e-6):
-        raise ValueError(
-            "Step sizes can only change where the residual function names the variables that "
-            "scale its output, in a property `output_scale_variables`: nothing else can take up "
-            f"the change. Received: {type(stage.pattern()).__name__} without it in stage "
-            f"{stage.name!r}, whose steps would change by the factors {factors.round(4).tolist()}"
-        )
-    assignments = []
-    for k, (weight, value) in enumerate(zip(stage._stacked, values, strict=True)):
-        if k in stage._folded:
-            shape = (-1,) + (1,) * (value.ndim - 1)
-            value = (value * factors.reshape(shape)).astype(value.dtype)
-        assignments.append((weight, value[np.argsort(order)]))
-    return assignments
-
-
-def to_mean_field(
-    model: keras.Model, quadrature: Any = "backward", horizon: float | None = None
-) -> keras.Model:
-    """The mean-field twin of a model: a copy that computes the same and whose times are learned.
-
-    Each stage gets new times, on the grid of the quadrature rule. With the default horizon every
-    step is 1 there. Another horizon `T` makes the steps `T/n`; each block is then scaled by `n/T`,
-    in the variables that it names in `output_scale_variables`, so that the function of the model
-    stays. (Built anew with that horizon it would start with smaller steps instead.) Blocks are
-    stored in depth order. A model whose times are learned already starts afresh on the grid.
-
-    Args:
-        model: A built `keras.Model` with `mf_zoo.layers.MeanFieldStage` in it, also in nested
-            models, that Keras can save: functional, Sequential, or a subclass with `get_config`.
-            It is not changed.
-        quadrature: Quadrature rule of every stage: see `MeanFieldStage`.
-        horizon: Horizon `T` of every stage; `None` for its number of particles `n`.
-
-    Returns:
-        A new model, not compiled, with the same names, weights, trainable flags and dtype policies.
-
-    Raises:
-        ValueError: The model has no stage or cannot be copied, or steps change in a stage whose
-            residual function does not name variables that scale its output.
-
-    Example:
-
-    >>> plain = mf_zoo.applications.ResNet20(weights="cifar10")
-    >>> model = mf_zoo.convert.to_mean_field(plain, quadrature="midpoint")
-    >>> model.compile(mf_zoo.optimizers.MeanFieldSGD(0.01), "sparse_categorical_crossentropy")
-    """
-    # Checks both arguments as any stage would.
-    pattern = MeanFieldStage(keras.layers.Identity(), 1, quadrature=quadrature, horizon=horizon)
-    return _twin(model, quadrature=pattern.quadrature, horizon=horizon, train_times=True)
-
-
-def to_plain(model: keras.Model) -> keras.Model:
-    """The plain twin of a model: a copy that computes the same, with ordinary residual blocks.
-
-    Blocks are stored in depth order, step sizes become part of the variables that blocks name in
-    `output_scale_variables`, and times are fixed on the grid, where every step is 1. What became
-    of the times is lost: `to_mean_field` starts them on the grid.
-
-    Args:
-        model: As in `to_mean_field`.
-
-    Returns:
-        A new model, not compiled, with the same names, weights, trainable flags and dtype policies;
-        that of a network `MF...` of `mf_zoo.applications` is the network without `MF`, and its
-        weight files load there.
-
-    Raises:
-        ValueError: As in `to_mean_field`.
-
-    Example:
-
-    >>> model = mf_zoo.applications.MFResNet20(weights="cifar10")
-    >>> mf_zoo.convert.to_plain(model).save_weights("plain.weights.h5")
-    >>> plain = mf_zoo.applications.ResNet20(weights="plain.weights.h5")
-    """
-    return _twin(model, quadrature=BackwardRule(), horizon=None, train_times=False, reorder=True)
-
-
-def _twin(model: Any, horizon: float | None, **arguments: Any) -> keras.Model:
-    """A copy of a model that computes the same, with other arguments of its stages."""
-    sources = stages(model) if isinstance(model, keras.Model) else []
-    if not sources or not all(stage.built for stage in sources):
-        raise ValueError(
-            "`model` must be a built keras.Model with at least one mf_zoo.layers.MeanFieldStage. "
-            f"Received: model={model!r}"
-        )
-    twin = _copy(model, horizon=horizon, initial_times="grid", **arguments)
-    targets = stages(twin)
-    pairs = list(zip(_variables_outside(model), _variables_outside(twin), strict=True))
-    assignments = [(new, ops.convert_to_numpy(old)) for old, new in pairs]
-    for source, target in zip(sources, targets, strict=True):
-        order = ops.convert_to_numpy(source.depth_order())
-        values = [ops.convert_to_numpy(weight)[order] for weight in source._stacked]
-        steps = ops.convert_to_numpy(source.step_sizes()).astype("float64")
-        assignments += _blocks_in_depth_order(target, values, steps)
-        pairs += zip(source._stacked, target._stacked, strict=True)
-    for variable, value in assignments:
-        variable.assign(value)
-    # Flags of layers inside blocks, and of single variables, are in no configuration.
-    for old, new in zip(model._flatten_layers(), twin._flatten_layers(), strict=True):
-        new.trainable = old.trainable
-    for old, new in pairs:
-        new.trainable = old.trainable
-    return twin
-
-
-def _variables_outside(model: keras.Model) -> list[Any]:
-    """The variables of a model that belong to no stage."""
-    inside = {id(variable) for stage in stages(model) for variable in stage.variables}
-    return [variable for variable in model.variables if id(variable) not in inside]
-
-
-def _copy(model: keras.Model, **arguments: Any) -> keras.Model:
-    """A new model from the configuration of another, with these arguments in all stages."""
-    classes = {type(stage) for stage in stages(model)}
-    names = {keras.saving.get_registered_name(cls) for cls in classes}
-
-    def rewrite(config: Any) -> Any:
-        if isinstance(config, list):
-            return [rewrite(value) for value in config]
-        if not isinstance(config, dict):
-            return config
-        config = {
-            key: rewrite(value)
-            for key, value in config.items()
-            if not (key == "compile_config" and "class_name" in config)
-        }
-        if config.get("registered_name") in names:
-            config["config"] = {**config["config"], **arguments}
-        return config
-
-    # Classes need no registration, since these are at hand; nor is code from elsewhere run.
-    custom_objects = {
-        keras.saving.get_registered_name(type(layer)): type(layer)
-        for layer in model._flatten_layers()
-        if not type(layer).__module__.startswith("keras.")
-    }
-    try:
-        config = keras.saving.serialize_keras_object(model)
-        twin = keras.saving.deserialize_keras_object(
-            rewrite(config), custom_objects=custom_objects, safe_mode=False
-        )
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            "`model` must be one that Keras can save and load, with its stages in its "
-            f"configuration. Received: {model.name!r}, for which it says: {error}"
-        ) from error
-    # A layer may make its stage itself, out of reach.
-    if len(stages(twin)) != len(stages(model)) or any(
-        stage.quadrature is not arguments["quadrature"] for stage in stages(twin)
-    ):
-        raise ValueError(
-            "Every stage must be in the configuration of the model, where its arguments can be "
-            f"changed. Received: {model.name!r} with one that a layer makes itself"
-        )
-    return twin
