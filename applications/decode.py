@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mf_zoo.applications.inputs import dataset_record, names
+from mf_zoo import data
 
 
 def decode_predictions(
@@ -36,7 +36,7 @@ def decode_predictions(
     """
     scores = preds if isinstance(preds, np.ndarray) else keras.ops.convert_to_numpy(preds)
     classes = scores.shape[1] if scores.ndim == 2 else None
-    records = [dataset_record(name) for name in (names() if dataset is None else [dataset])]
+    records = [data.get(name) for name in (data.names() if dataset is None else [dataset])]
     record = next((record for record in records if record.classes == classes), None)
     if record is None:
         expected = " or ".join(str(size) for size in dict.fromkeys(r.classes for r in records))
