@@ -39,6 +39,18 @@ def test_decoding_by_hand():
 
 
 @pytest.mark.once
+def test_decoding_by_the_name_of_the_dataset():
+    scores = np.eye(10, dtype="float32")[[7]]
+    for arguments, name in (
+        ({}, "horse"),  # of CIFAR-10, the first that has ten
+        ({"dataset": "fashion_mnist"}, "Sneaker"),
+        ({"dataset": "svhn_cropped"}, "7"),
+    ):
+        decoded = applications.decode_predictions(scores, top=1, **arguments)
+        assert decoded == [[(7, name, 1.0)]]
+
+
+@pytest.mark.once
 def test_decoding_100_classes():
     scores = np.eye(100, dtype="float32")
     names = [row[0][1] for row in applications.decode_predictions(scores, top=1)]
