@@ -62,7 +62,7 @@ def figures(network: Any) -> dict[str, int]:
 
     def count(layer: Any, times: int = 1) -> None:
         if isinstance(layer, MeanFieldStage):
-            count(layer.pattern(), layer.num_particles)
+            count(layer.template(), layer.num_particles)
         elif isinstance(layer, ResidualFunction):
             for part in layer.chain():
                 count(part, times)
