@@ -58,6 +58,7 @@ def constants(model):
 CIFAR10 = [125.31, 122.95, 113.86, 62.99, 62.09, 66.71]
 
 
+@pytest.mark.once_on_torch
 def test_images_are_normalised_by_their_own_dataset():
     model = applications.ResNet20(dataset="cifar100")
     assert model.output_shape == (None, 100)
@@ -74,6 +75,7 @@ def test_images_are_normalised_by_their_own_dataset():
     assert constants(said) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.once_on_torch
 def test_registered_weights_keep_the_constants_that_they_were_trained_with(monkeypatch):
     for arguments in ({}, {"dataset": "cifar100"}):
         model = applications.MFResNet20(weights="cifar100", **arguments)
@@ -84,6 +86,7 @@ def test_registered_weights_keep_the_constants_that_they_were_trained_with(monke
     assert constants(applications.MFResNet20(weights="cifar100")) == [10, 20, 30, 1, 2, 3]
 
 
+@pytest.mark.once_on_torch
 def test_images_of_other_channels():
     gray = applications.MFResNet20(input_shape=(28, 28, 1), normalization=((72.9,), (90.0,)))
     assert gray.input_shape == (None, 28, 28, 1) and constants(gray) == [72.9, 90]
@@ -199,6 +202,7 @@ def test_signature_is_that_of_keras_applications():
         assert ("quadrature" in ours) is applications.network(name).mean_field
 
 
+@pytest.mark.once_on_torch
 def test_builders_are_known_by_name():
     for name in zoo():
         builder = getattr(applications, name)

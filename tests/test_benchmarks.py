@@ -364,18 +364,18 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
     from mf_zoo import tuning as searches
     from mf_zoo.training.recipes import RECIPES, recipe_toml
 
-    runs, search = [], {}
+    runs, search = [], []
 
-    def tune(model, *, output, recipe, **options):
-        search.update(options, recipe=recipe)
+    def tune(settings, output, **options):
+        search.append(settings)
         output.mkdir()
-        found = recipe.replace(name="tuned", learning_rate=0.125)
+        found = settings.recipe.replace(name="tuned", learning_rate=0.125)
         (output / "best.toml").write_text(recipe_toml(found))
         return {"trials": 2}
 
-    def train(model, *, output, recipe, seed, limit, **options):
-        runs.append((model, recipe, seed, limit))
-        error = 10 * seed + (0 if recipe.learning_rate == 0.125 else 100)
+    def train(settings, output, **options):
+        runs.append((settings.model, settings.recipe, settings.seed, settings.limit))
+        error = 10 * settings.seed + (0 if settings.recipe.learning_rate == 0.125 else 100)
         return {"test_error": error, "train_seconds": 1.0}
 
     monkeypatch.setattr(searches, "tune", tune, raising=False)
@@ -384,9 +384,10 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
     arguments = ["--data-dir", str(tmp_path), "--output", str(output), "--epochs", "8"]
     assert tuning.main([*arguments, "--seeds", "2", "--limit", "100", "--holdout", "30"]) == 0
     # The default recipe, of as many epochs, and seeds other than the search's, which is 0.
-    assert search.get("seed", 0) == 0 and (search["limit"], search["holdout"]) == (100, 30)
+    (search,) = search
+    assert (search.seed, search.limit, search.holdout) == (0, 100, 30)
     default = RECIPES["quick"].replace(epochs=8, warmup_epochs=1.6)
-    assert search["recipe"] == default
+    assert search.recipe == default
     recipes = (default, default.replace(name="tuned", learning_rate=0.125))
     expected = [("MFResNet20", recipe, seed, 100) for seed in (1, 2) for recipe in recipes]
     assert runs == expected

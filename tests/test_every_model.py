@@ -67,10 +67,12 @@ def test_parameters(network):
     assert model.output_shape == (None, 10) and model.input_shape == (None, 32, 32, 3)
 
 
+@pytest.mark.once
 def test_every_published_count_is_compared():
     assert {f"MF{name}" for name in PARAMETERS} <= set(applications.list_models())
 
 
+@pytest.mark.once
 def test_activation_after_each_step(kind):
     name, model = kind
     expected = "linear" if SMALL[name].preactivation else "relu"
@@ -85,6 +87,7 @@ def test_the_two_resnets_of_164_layers():
         applications.ResNet164(preactivation=False)
 
 
+@pytest.mark.once_on_torch
 def test_counts_of_other_images_and_tops(kind):
     """Those of the architecture, which needs no Keras, are those of the network."""
     name, _ = kind

@@ -110,6 +110,7 @@ def _tiny(**changes):
     )
 
 
+@pytest.mark.once_on_torch
 def test_a_residual_function_of_ones_own(own):
     """Layers without a chain are built all the same, and layers that have one are counted."""
 
