@@ -44,15 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     harness.limit_threads(options.threads)
     from mf_zoo.training import RunSettings, get_recipe, train
     from mf_zoo.training.recipes import load_recipe
-    from mf_zoo.tuning import tune
+    from mf_zoo.tuning import SearchSettings, tune
 
     rows: list[dict[str, Any]] = []
     default = get_recipe("quick", epochs=options.epochs)
     with tempfile.TemporaryDirectory() as scratch:
-        found = tune(
+        search = SearchSettings(
             options.model,
-            output=Path(scratch) / "search",
-            data_dir=options.data_dir,
             tuner=options.tuner,
             max_trials=options.max_trials,
             holdout=options.holdout,
@@ -60,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             recipe=default,
             search=SEARCH,
         )
+        found = tune(search, Path(scratch) / "search", data_dir=options.data_dir)
         recipes = {"default": default, "found": load_recipe(Path(scratch) / "search" / "best.toml")}
         for seed in range(1, options.seeds + 1):  # the search had seed 0
             for name, recipe in recipes.items():

@@ -14,6 +14,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import (
     accelerator,
     batch_normalization,
+    command,
     deployment,
     depth_transfer,
     grouped_convolution,
@@ -363,18 +364,18 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
     from mf_zoo import tuning as searches
     from mf_zoo.training.recipes import RECIPES, recipe_toml
 
-    runs, search = [], {}
+    runs, search = [], []
 
-    def tune(model, *, output, recipe, **options):
-        search.update(options, recipe=recipe)
+    def tune(settings, output, **options):
+        search.append(settings)
         output.mkdir()
-        found = recipe.replace(name="tuned", learning_rate=0.125)
+        found = settings.recipe.replace(name="tuned", learning_rate=0.125)
         (output / "best.toml").write_text(recipe_toml(found))
         return {"trials": 2}
 
-    def train(model, *, output, recipe, seed, limit, **options):
-        runs.append((model, recipe, seed, limit))
-        error = 10 * seed + (0 if recipe.learning_rate == 0.125 else 100)
+    def train(settings, output, **options):
+        runs.append((settings.model, settings.recipe, settings.seed, settings.limit))
+        error = 10 * settings.seed + (0 if settings.recipe.learning_rate == 0.125 else 100)
         return {"test_error": error, "train_seconds": 1.0}
 
     monkeypatch.setattr(searches, "tune", tune, raising=False)
@@ -383,9 +384,10 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
     arguments = ["--data-dir", str(tmp_path), "--output", str(output), "--epochs", "8"]
     assert tuning.main([*arguments, "--seeds", "2", "--limit", "100", "--holdout", "30"]) == 0
     # The default recipe, of as many epochs, and seeds other than the search's, which is 0.
-    assert search.get("seed", 0) == 0 and (search["limit"], search["holdout"]) == (100, 30)
+    (search,) = search
+    assert (search.seed, search.limit, search.holdout) == (0, 100, 30)
     default = RECIPES["quick"].replace(epochs=8, warmup_epochs=1.6)
-    assert search["recipe"] == default
+    assert search.recipe == default
     recipes = (default, default.replace(name="tuned", learning_rate=0.125))
     expected = [("MFResNet20", recipe, seed, 100) for seed in (1, 2) for recipe in recipes]
     assert runs == expected
@@ -606,6 +608,31 @@ def test_the_step_at_the_size_of_imagenet(tmp_path, monkeypatch):
     assert float(row["matmul_fraction"]) == pytest.approx(3 * work / 1e10, rel=1e-3)
     assert float(row["convolution_fraction"]) == pytest.approx(3 * work / 2e10, rel=1e-3)
     assert f"| `MFResNet20` | 336,831 | {work:,} |" in tables.step_table(tmp_path)
+
+
+@pytest.mark.once
+def test_the_command_is_timed_in_processes_of_their_own(tmp_path, monkeypatch):
+    """The seconds on the processor count, and too many of them fail."""
+    assert command.run([sys.executable, "-c", "sum(range(10**6))"]) > 0
+    with pytest.raises(RuntimeError, match=r"must answer[^$]*ZeroDivisionError"):
+        command.run([sys.executable, "-c", "1 / 0"])
+
+    seconds = {name: [9, 0.25, 0.5, 0.25] for name in command.LINES}  # the first reads files
+    seconds["mf-zoo list"] = [9, 0.25, 0.75, 0.75]
+
+    def run(program):
+        line = program[program.index("mf_zoo.cli") + 1 :] if "mf_zoo.cli" in program else None
+        names = [name for name, value in command.LINES.items() if value == line]
+        return seconds[names[0]].pop(0) if names else 0.1
+
+    monkeypatch.setattr(command, "run", run)
+    output = tmp_path / "command.csv"
+    assert command.main(["--rounds", "3", "--output", str(output)]) == 1
+    rows = {row["command"]: row for row in files.read_rows(output)}
+    assert rows[command.EMPTY]["processor_seconds"] == "0.1"
+    assert rows[command.EMPTY]["met"] == rows[command.EMPTY]["target"] == ""
+    assert rows["mf-zoo recipes"]["processor_seconds"] == "0.25"
+    assert (rows["mf-zoo recipes"]["met"], rows["mf-zoo list"]["met"]) == ("yes", "no")
 
 
 @pytest.mark.once

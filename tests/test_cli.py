@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_zoo
 
-from mf_zoo import cli, data
+from mf_zoo import applications, cli, data
 from mf_zoo.training import RECIPES, evaluate
 
 # The real one where there is nothing to compile.
@@ -93,21 +93,21 @@ def test_what_needs_no_backend_loads_nothing_large(arguments, code):
     assert bool(error) == bool(code)
 
 
-def test_errors_name_the_flags_of_the_subcommand(capsys):
-    error = "`limit` must be positive and `name` known, or `overwrite=True` and `seed=3` given"
+def test_errors_name_the_flags_of_the_subcommand(capsys, tmp_path):
+    error = "`limit` must be positive and `name` known, or `overwrite=True` and `seed=3` given."
     flags = {"--limit", "--dataset", "--overwrite", "--seed"}
-    assert cli.in_flags(error, flags) == (
-        "`--limit` must be positive and `--dataset` known, or `--overwrite` and `--seed 3` given"
+    assert cli.in_flags(f"{error} Received: limit=0, name='x'", flags) == (
+        "`--limit` must be positive and `--dataset` known, or `--overwrite` and `--seed 3` given. "
+        "Received: --limit=0, --dataset='x'"
     )
-    assert cli.in_flags("`name` of `eval_every`", {"--name", "--dataset", "--eval-every"}) == (
-        "`--name` of `--eval-every`"
+    assert cli.in_flags("`name` of `eval_every`. Received: 1", {"--name", "--eval-every"}) == (
+        "`--name` of `--eval-every`. Received: 1"
     )
-    # Neither positional arguments nor what is no argument at all.
-    assert cli.in_flags("`model` in `model.fit`, `--seed`", flags) == (
-        "`model` in `model.fit`, `--seed`"
-    )
+    # Neither positional arguments, nor what is no argument at all, nor parts of paths.
+    same = "`model` in `model.fit`, `--seed`. Received: model=3, runs/seed=3-limit=2 --seed=1"
+    assert cli.in_flags(same, flags) == same
     assert "`--eval-every` must" in _fails(
-        capsys, "train", "Tiny", "--output", "o", "--eval-every", "0"
+        capsys, "train", "Tiny", "--output", tmp_path / "run", "--eval-every", "0"
     )
 
 
@@ -158,7 +158,7 @@ def test_bad_input_exits_with_2_and_one_line(capsys, tmp_path, cifar10_dir):
     assert "did you mean 'momentum'" in _fails(capsys, *train, "Tiny", "--set", "momentun=0")
     assert "key=value" in _fails(capsys, *train, "Tiny", "--set", "momentum")
     assert "type int" in _fails(capsys, *train, "Tiny", "--epochs", "many")
-    assert "Received: 0" in _fails(capsys, *train, "Tiny", "--eval-every", "0")
+    assert "Received: --eval-every=0" in _fails(capsys, *train, "Tiny", "--eval-every", "0")
     assert not folder.exists()
     (tmp_path / "cifar10.npz").write_bytes(b"PK no archive")
     error = _fails(capsys, "train", "Tiny", "--output", folder, "--data-dir", tmp_path)
@@ -202,7 +202,7 @@ def test_evaluate_agrees_with_the_run(trained, cifar10_dir, capsys, tmp_path):
     assert scores["nll"] == pytest.approx(result["test_loss"], rel=1e-5)
 
     images, labels = data.load("cifar10", "test[:16]", data_dir=cifar10_dir)
-    model = tiny_zoo.BUILDERS[MODEL](weights=trained / "final.weights.h5", quadrature="midpoint")
+    model = applications.get(MODEL)(weights=trained / "final.weights.h5", quadrature="midpoint")
     again = evaluate(model, images, labels)
     assert scores["ece"] == pytest.approx(again.ece, rel=1e-4)
     rows = list(csv.DictReader(predictions.open()))

@@ -213,12 +213,19 @@ def test_twins_keep_what_is_frozen_and_a_head_of_ones_own():
     body.layers[3].trainable = False
     model = keras.Sequential([keras.Input((32, 32, 3)), body, layers.Dense(2, name="mine")])
     stages(model)[0]._stacked[0].trainable = False
+    stages(model)[0].template().bn2.trainable = False
     twin = convert.to_plain(model)
     assert [layer.name for layer in twin.layers] == [layer.name for layer in model.layers]
     for ours, theirs in zip(twin._flatten_layers(), model._flatten_layers(), strict=True):
         assert ours.trainable == theirs.trainable
     assert not stages(twin)[0]._stacked[0].trainable
     assert stages(twin)[0]._stacked[1].trainable
+    assert not stages(twin)[0].template().bn2.trainable
+    frozen = [
+        [weight.name for weight in stages(one)[0].weights if not weight.trainable]
+        for one in (twin, model)
+    ]
+    assert set(frozen[0]) == {"times", *frozen[1]}
 
 
 @pytest.mark.once

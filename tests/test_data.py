@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import textwrap
 
 import keras
 import numpy as np
@@ -475,6 +476,23 @@ def test_augmentation_survives_saving(tmp_path, images):
         ops.convert_to_numpy(loaded(images[:8], training=True)),
         ops.convert_to_numpy(data.Augmentation.from_config(config)(images[:8], training=True)),
     )
+
+
+@pytest.mark.once
+def test_a_saved_augmentation_loads_where_the_package_is_imported(tmp_path):
+    file = tmp_path / "model.keras"
+    keras.Sequential([keras.layers.Input((8, 8, 3)), data.Augmentation(padding=3)]).save(file)
+    code = """
+        import sys
+        import keras
+        import mf_zoo.data
+
+        print(keras.saving.load_model(sys.argv[1]).layers[0].padding)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), file], capture_output=True, text=True
+    )
+    assert done.stdout == "3\n", done.stderr
 
 
 @pytest.mark.parametrize(

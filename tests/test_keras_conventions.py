@@ -189,56 +189,66 @@ OPTIMIZERS = {
 }
 ARGUMENTS = {
     "none": {},
-    "clipnorm": {"clipnorm": 0.1},
-    "clipvalue": {"clipvalue": 0.01},
-    "global_clipnorm": {"global_clipnorm": 0.1},
-    "ema": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
-    "accumulation": {"gradient_accumulation_steps": 2},
     "scaling": {"loss_scale_factor": 8.0},
-    "decay": {"weight_decay": 0.1},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "norm": {
+        "clipnorm": 0.1,
+        "weight_decay": 0.1,
+        "use_ema": True,
+        "ema_momentum": 0.5,
+        "ema_overwrite_frequency": 2,
+    },
+    "global norm": {"global_clipnorm": 0.1},
+    "value": {"clipvalue": 0.01, "loss_scale_factor": 8.0, "gradient_accumulation_steps": 2},
 }
 
 
-def stage_model():
+def trained(optimizer, steps=4, eagerly=True):
+    """Weights before and after steps on one batch, compiled for no more than is to be shown."""
     keras.utils.set_random_seed(0)
     stage = MeanFieldStage(keras.layers.Dense(3, activation="tanh"), 3, initial_times=[2.0, 0.5, 1])
-    return keras.Sequential([keras.Input((3,)), stage, keras.layers.Dense(1)])
-
-
-def trained(optimizer, steps=4):
-    """Weights before and after some steps on one batch, the number of a whole accumulation."""
-    model = stage_model()
-    model.compile(optimizer, "mse", jit_compile=False)
+    model = keras.Sequential([keras.Input((3,)), stage, keras.layers.Dense(1)])
+    model.compile(optimizer, "mse", run_eagerly=eagerly, jit_compile=False)
     x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
-    before = model.get_weights()
-    model.fit(x, x[:, :1] ** 2, batch_size=8, epochs=steps, shuffle=False, verbose=0)
-    return before, model.get_weights()
+    found = [model.get_weights()]
+    for _ in range(steps):
+        model.train_on_batch(x, x[:, :1] ** 2)
+        found.append(model.get_weights())
+    return found
+
+
+def assert_close(received, expected):
+    for new, want in zip(received, expected, strict=True):
+        np.testing.assert_allclose(new, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_everything_that_an_optimizer_can_be_given(name):
-    expected = {}
+    found = {}
     for case, arguments in ARGUMENTS.items():
-        before, after = trained(OPTIMIZERS[name](0.01, **arguments), steps=4)
-        for old, new in zip(before, after, strict=True):
+        steps = trained(OPTIMIZERS[name](0.01, **arguments))
+        for old, new in zip(steps[0], steps[-1], strict=True):
             assert np.isfinite(new).all() and (old != new).any(), case
-        assert after[0].min() >= 0 and after[0].max() <= 3  # times, between the walls
-        expected[case] = after
-    # A power of 2 scales without rounding; two halves of accumulated steps are one step.
-    for new, want in zip(expected["scaling"], expected["none"], strict=True):
-        np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-6)
-    _, half = trained(OPTIMIZERS[name](0.01), steps=2)
-    for new, want in zip(expected["accumulation"], half, strict=True):
-        np.testing.assert_allclose(new, want, rtol=1e-4, atol=1e-5)
+        assert steps[-1][0].min() >= 0 and steps[-1][0].max() <= 3  # times, between the walls
+        found[case] = steps
+    assert_close(found["scaling"][4], found["none"][4])
+    # Two times the same batch, accumulated, are one step.
+    assert_close(found["accumulation"][4], found["none"][2])
+    for case in ("norm", "global norm", "value"):
+        assert any((a != b).any() for a, b in zip(found[case][4], found["none"][4], strict=True))
     scaler = keras.optimizers.LossScaleOptimizer(OPTIMIZERS[name](0.01), initial_scale=8.0)
-    for new, want in zip(trained(scaler)[1], expected["none"], strict=True):
-        np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-6)
+    assert_close(trained(scaler)[4], found["none"][4])
+
+
+def test_scaled_gradients_in_a_compiled_step():
+    compiled = trained(keras.optimizers.Adam(0.01, loss_scale_factor=8.0), steps=2, eagerly=False)
+    assert_close(compiled[2], trained(keras.optimizers.Adam(0.01), steps=2)[2])
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "mf_zoo>MeanFieldSGD"])
 def test_optimizers_by_name(name):
     cls = OPTIMIZERS[name.removeprefix("mf_zoo>")]
-    model = stage_model()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(name, "mse")
     assert isinstance(model.optimizer, cls)
     assert model.optimizer.get_config() == cls(name=model.optimizer.name).get_config()

@@ -437,7 +437,8 @@ def test_predict_takes_the_only_weights_there_are(tmp_path, monkeypatch, capsys)
     file = "mf_resnet20-cifar100.weights.h5"
     other = {"name": "cifar100", "dataset": "cifar100", "file": file, "classes": 100}
     other = dataclasses.replace(record, **other)
-    monkeypatch.setattr(applications, "get", lambda name: build)
+    network = applications.Network("Any", applications.architecture("Tiny"), False, build)
+    monkeypatch.setattr(applications, "network", lambda name: network)
     file = _save(tmp_path, "a.png", data.sample("cifar10")[0][0])
     strong = dataclasses.replace(
         other, name="cifar100-strong", file="mf_resnet20-cifar100-strong.weights.h5"

@@ -131,7 +131,7 @@ class Powers(QuadratureRule):
 
 
 def test_a_rule_of_the_users_own_by_its_name(own_rules, tmp_path):
-    assert rules() == ["backward", "midpoint", "uniform", "uniform_straight_through"]
+    assert rules()[:4] == ["backward", "midpoint", "uniform", "uniform_straight_through"]
     assert register_rule("powers")(Powers) is Powers
     assert rules()[-1] == "powers"
     stage = MeanFieldStage(keras.layers.Dense(4), 2, quadrature="powers", horizon=3.0)

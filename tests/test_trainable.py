@@ -126,6 +126,7 @@ def test_parts_of_any_block_are_frozen_in_all_particles():
     copy.build((None, 4))
     assert flags(copy) == flags(stage)
     assert [w.name for w in copy.weights] == [w.name for w in stage.weights]
+    stage.trainable = False  # for TensorFlow's layers ignore a value that they have already
     stage.trainable = True
     assert len(stage.trainable_weights) == 5 and stage.template().inner.trainable
 
@@ -180,6 +181,7 @@ def frozen_weights(model):
 
 
 def fit(model):
+    model.run_eagerly = True  # compilation takes longest, and shows nothing here
     x = np.random.default_rng(0).normal(size=(8, *SHAPE)).astype("float32")
     model.fit(x, np.eye(2, dtype="float32")[[0, 1] * 4], shuffle=False, verbose=0)
 

@@ -83,23 +83,34 @@ def in_flags(text: str, flags: Collection[str]) -> str:
     """Names the flags of a subcommand in a message that names arguments of a Python function.
 
     Args:
-        text: The message, with arguments in backticks.
+        text: The message, with arguments in backticks, or followed by `=` where it says what was
+            received.
         flags: The flags that there are, such as `"--output"`. Other names stay as they are.
 
     Example:
 
-    >>> in_flags("`limit` must be positive, or `overwrite=True` given", ["--limit", "--overwrite"])
-    '`--limit` must be positive, or `--overwrite` given'
+    >>> in_flags("Give `overwrite=True` or another `path`. Received: path='a'", ["--path"])
+    "Give `overwrite=True` or another `--path`. Received: --path='a'"
     """
 
-    def flag(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
+    def flag(name: str) -> str | None:
         for known in (name, _FLAG_OF.get(name, name)):
             if (named := f"--{known.replace('_', '-')}") in flags:
-                return f"`{named}`" if value in (None, "True") else f"`{named} {value}`"
-        return match[0]
+                return named
+        return None
 
-    return re.sub(r"`(?P<name>[a-z][a-z0-9_]*)(?:=(?P<value>\w+))?`", flag, text)
+    def argument(match: re.Match[str]) -> str:
+        named, value = flag(match["name"]), match["value"]
+        if named is None:
+            return match[0]
+        return f"`{named}`" if value in (None, "True") else f"`{named} {value}`"
+
+    text = re.sub(r"`(?P<name>[a-z][a-z0-9_]*)(?:=(?P<value>\w+))?`", argument, text)
+    said, before, received = text.partition("Received: ")
+    received = re.sub(
+        r"(?<![\w`./-])([a-z][a-z0-9_]*)(?==)", lambda match: flag(match[1]) or match[0], received
+    )
+    return said + before + received
 
 
 @contextlib.contextmanager

@@ -106,16 +106,17 @@ def from_torch(
 
     Example:
 
-    >>> from pytorchcv.models.resnet_cifar import resnet20_cifar10
-    >>> module = resnet20_cifar10()  # random weights
-    >>> model = mf_zoo.applications.MFResNet20(classifier_activation=None)
-    >>> mf_zoo.convert.from_torch(
-    ...     module.state_dict(),
-    ...     model,
-    ...     mean=(0.4914, 0.4822, 0.4465),
-    ...     std=(0.2023, 0.1994, 0.2010),
-    ... ).predict(mf_zoo.data.sample("cifar10")[0]).shape
-    (200, 10)
+    ```python
+    from pytorchcv.models.resnet_cifar import resnet20_cifar10
+
+    module = resnet20_cifar10()  # random weights
+    model = mf_zoo.convert.from_torch(
+        module.state_dict(),
+        mf_zoo.applications.MFResNet20(classifier_activation=None),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+    )
+    ```
     """
     _check_network(model)
     normalization = _check_normalization(model, mean, std)

@@ -1,7 +1,10 @@
 """Datasets as records, images as arrays or streamed from files, batches, augmentation, a sample.
 
-Everything is imported on first use: the records need neither Keras nor NumPy.
+Names are imported on first use: the records need neither Keras nor NumPy.
 """
+
+import importlib
+import sys
 
 from mf_zoo import lazy
 
@@ -30,3 +33,7 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "superclasses": "datasets",
     },
 )
+
+if sys.modules.get("keras"):
+    # Keras finds the layer of a saved model by its registered name, which its module gives it.
+    importlib.import_module(f"{__name__}.augmentation")

@@ -149,7 +149,7 @@ def register(dataset: Dataset, overwrite: bool = False) -> Dataset:
     Example:
 
     >>> record = mf_zoo.data.Dataset(
-    ...     name="flowers",
+    ...     name="garden",
     ...     title="Flowers of our garden",
     ...     class_names=("daisy", "poppy"),
     ...     image_shape=(64, 64, 3),
@@ -161,7 +161,7 @@ def register(dataset: Dataset, overwrite: bool = False) -> Dataset:
     ... )
     >>> mf_zoo.data.register(record).classes
     2
-    >>> mf_zoo.data.class_names("flowers")
+    >>> mf_zoo.data.class_names("garden")
     ['daisy', 'poppy']
     """
     if not isinstance(dataset, Dataset):

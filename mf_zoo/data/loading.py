@@ -89,7 +89,7 @@ def load(
 def read_chunks(
     dataset: Dataset, split: str, data_dir: str | os.PathLike | None, download: bool
 ) -> Iterator[Chunk]:
-    """A split by and by, in the order of its files.
+    """Reads a split in chunks, in the order of its files.
 
     Args:
         dataset: The record.

@@ -32,7 +32,7 @@ class BasicBlock(ResidualFunction):
 
     Example:
 
-    >>> BasicBlock(16)(keras.ops.ones((2, 8, 8, 16))).shape
+    >>> keras.ops.shape(BasicBlock(16)(keras.ops.ones((2, 8, 8, 16))))
     (2, 8, 8, 16)
     """
 
@@ -74,7 +74,7 @@ class PreActBasicBlock(ResidualFunction):
 
     Example:
 
-    >>> PreActBasicBlock(16)(keras.ops.ones((2, 8, 8, 16))).shape
+    >>> keras.ops.shape(PreActBasicBlock(16)(keras.ops.ones((2, 8, 8, 16))))
     (2, 8, 8, 16)
     """
 

@@ -29,7 +29,7 @@ class BottleneckBlock(ResidualFunction):
 
     Example:
 
-    >>> BottleneckBlock(16)(keras.ops.ones((2, 8, 8, 64))).shape
+    >>> keras.ops.shape(BottleneckBlock(16)(keras.ops.ones((2, 8, 8, 64))))
     (2, 8, 8, 64)
     """
 
@@ -67,7 +67,7 @@ class PreActBottleneckBlock(ResidualFunction):
 
     Example:
 
-    >>> PreActBottleneckBlock(16)(keras.ops.ones((2, 8, 8, 64))).shape
+    >>> keras.ops.shape(PreActBottleneckBlock(16)(keras.ops.ones((2, 8, 8, 64))))
     (2, 8, 8, 64)
     """
 
@@ -113,7 +113,8 @@ class ResNeXtBlock(ResidualFunction):
 
     Example:
 
-    >>> ResNeXtBlock(64, cardinality=32, width=4)(keras.ops.ones((2, 8, 8, 256))).shape
+    >>> block = ResNeXtBlock(64, cardinality=32, width=4)
+    >>> keras.ops.shape(block(keras.ops.ones((2, 8, 8, 256))))
     (2, 8, 8, 256)
     """
 

@@ -26,7 +26,7 @@ class GroupedConv2D(keras.layers.Conv2D):
 
     Example:
 
-    >>> GroupedConv2D(64, 3, groups=16)(keras.ops.ones((2, 8, 8, 32))).shape
+    >>> keras.ops.shape(GroupedConv2D(64, 3, groups=16)(keras.ops.ones((2, 8, 8, 32))))
     (2, 6, 6, 64)
     """
 

@@ -100,7 +100,7 @@ class MeanFieldStage(keras.layers.Layer):
     Example:
 
     >>> stage = MeanFieldStage(BasicBlock(16), num_particles=3, activation="relu")
-    >>> stage(keras.ops.ones((2, 8, 8, 16))).shape
+    >>> keras.ops.shape(stage(keras.ops.ones((2, 8, 8, 16))))
     (2, 8, 8, 16)
     >>> [(block.particle, block.step) for block in stage.blocks()]
     [(0, 1.0), (1, 1.0), (2, 1.0)]

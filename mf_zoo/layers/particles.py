@@ -56,7 +56,8 @@ def reflect(times: Any, horizon: float) -> tuple[Any, Any]:
     Example:
 
     >>> folded, sign = reflect(keras.ops.array([-0.5, 1.0, 3.25]), 3.0)
-    >>> folded, sign  # [0.5, 1.0, 2.75], [-1, 1, -1]
+    >>> keras.ops.convert_to_numpy(folded).tolist(), keras.ops.convert_to_numpy(sign).tolist()
+    ([0.5, 1.0, 2.75], [-1.0, 1.0, -1.0])
     """
     times = ops.convert_to_tensor(times)
     horizon = ops.cast(horizon, times.dtype)
@@ -77,7 +78,8 @@ class Reflect(keras.constraints.Constraint):
 
     Example:
 
-    >>> Reflect(2.0)(keras.ops.array([-0.25, 2.5]))  # [0.25, 1.5]
+    >>> keras.ops.convert_to_numpy(Reflect(2.0)(keras.ops.array([-0.25, 2.5]))).tolist()
+    [0.25, 1.5]
     """
 
     def __init__(self, horizon: float):

@@ -18,11 +18,13 @@ class QuadratureRule:
 
     Example:
 
-    >>> @register_rule("forward")
-    ... class ForwardRule(QuadratureRule):
-    ...     def __call__(self, times, horizon):
-    ...         ends = keras.ops.concatenate([times[1:], keras.ops.ones_like(times[:1]) * horizon])
-    ...         return ends - times
+    ```python
+    @mf_zoo.layers.register_rule("forward")
+    class ForwardRule(mf_zoo.layers.QuadratureRule):
+        def __call__(self, times, horizon):
+            ends = keras.ops.concatenate([times[1:], keras.ops.ones_like(times[:1]) * horizon])
+            return ends - times
+    ```
     """
 
     def __call__(self, times: Any, horizon: float) -> Any:
@@ -81,12 +83,14 @@ def register_rule(name: str) -> Callable[[type[QuadratureRule]], type[Quadrature
 
     Example:
 
-    >>> @register_rule("right_half")
-    ... class RightHalfRule(QuadratureRule):
-    ...     def __call__(self, times, horizon):
-    ...         return times * 0 + horizon / (2 * times.shape[0])
-    >>> mf_zoo.layers.MeanFieldStage(keras.layers.Dense(4), 2, quadrature="right_half").quadrature
-    <...RightHalfRule object at ...>
+    ```python
+    @mf_zoo.layers.register_rule("half")
+    class HalfRule(mf_zoo.layers.QuadratureRule):
+        def __call__(self, times, horizon):
+            return times * 0 + horizon / (2 * times.shape[0])
+
+    stage = mf_zoo.layers.MeanFieldStage(keras.layers.Dense(4), 2, quadrature="half")
+    ```
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"`name` must be a string, not empty. Received: name={name!r}")
@@ -149,7 +153,9 @@ class BackwardRule(QuadratureRule):
 
     Example:
 
-    >>> BackwardRule()(keras.ops.array([0.5, 2.0, 3.0]), 3.0)  # [0.5, 1.5, 1.0]
+    >>> times = keras.ops.array([0.5, 2.0, 3.0])
+    >>> keras.ops.convert_to_numpy(BackwardRule()(times, 3.0)).tolist()
+    [0.5, 1.5, 1.0]
     """
 
     def __call__(self, times: Any, horizon: float) -> Any:
@@ -172,7 +178,9 @@ class MidpointRule(QuadratureRule):
 
     Example:
 
-    >>> MidpointRule()(keras.ops.array([0.5, 2.0, 3.0]), 4.0)  # [1.25, 1.25, 1.5]
+    >>> times = keras.ops.array([0.5, 2.0, 3.0])
+    >>> keras.ops.convert_to_numpy(MidpointRule()(times, 4.0)).tolist()
+    [1.25, 1.25, 1.5]
     """
 
     def __call__(self, times: Any, horizon: float) -> Any:
@@ -198,7 +206,9 @@ class UniformRule(QuadratureRule):
 
     Example:
 
-    >>> UniformRule()(keras.ops.array([0.5, 2.0, 3.0]), 3.0)  # [1.0, 1.0, 1.0]
+    >>> times = keras.ops.array([0.5, 2.0, 3.0])
+    >>> keras.ops.convert_to_numpy(UniformRule()(times, 3.0)).tolist()
+    [1.0, 1.0, 1.0]
     """
 
     def __call__(self, times: Any, horizon: float) -> Any:
@@ -220,7 +230,9 @@ class UniformStraightThroughRule(QuadratureRule):
 
     Example:
 
-    >>> UniformStraightThroughRule()(keras.ops.array([0.5, 2.0, 3.0]), 3.0)  # [1.0, 1.0, 1.0]
+    >>> times = keras.ops.array([0.5, 2.0, 3.0])
+    >>> keras.ops.convert_to_numpy(UniformStraightThroughRule()(times, 3.0)).tolist()
+    [1.0, 1.0, 1.0]
     """
 
     def __call__(self, times: Any, horizon: float) -> Any:
@@ -244,7 +256,9 @@ def get(identifier: str | dict | QuadratureRule | Callable) -> Any:
 
     Example:
 
-    >>> get("midpoint")(keras.ops.array([1.0, 2.0]), 4.0)  # [1.5, 2.5]
+    >>> rule = mf_zoo.layers.quadrature.get("midpoint")
+    >>> keras.ops.convert_to_numpy(rule(keras.ops.array([1.0, 2.0]), 4.0)).tolist()
+    [1.5, 2.5]
     """
     if isinstance(identifier, str) and identifier in _RULES:
         return _RULES[identifier]()
@@ -284,7 +298,7 @@ def serialize(rule: Any) -> str | dict:
 
     Example:
 
-    >>> serialize(MidpointRule())
+    >>> mf_zoo.layers.quadrature.serialize(MidpointRule())
     'midpoint'
     """
     for name, cls in _RULES.items():

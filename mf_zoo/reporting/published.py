@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from mf_zoo import applications
+
 KINDS = ("paper", "public recipe", "best public")
 
 
@@ -101,7 +103,8 @@ PUBLISHED = tuple(
 
 def find(model: str, dataset: str, kind: str) -> Published | None:
     """The published error of a network or of its mean-field twin."""
+    plain = applications.architecture(model).name
     for entry in PUBLISHED:
-        if (entry.model, entry.dataset, entry.kind) == (model.removeprefix("MF"), dataset, kind):
+        if (entry.model, entry.dataset, entry.kind) == (plain, dataset, kind):
             return entry
     return None

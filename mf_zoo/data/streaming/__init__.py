@@ -1,4 +1,4 @@
-"""Data larger than memory: images read from their files by and by."""
+"""Data larger than memory: images streamed from their files."""
 
 import operator
 import os
