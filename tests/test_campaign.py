@@ -493,7 +493,7 @@ def test_a_failing_run_stops_no_other(fake, capsys, mode, reason):
 @pytest.mark.once
 @pytest.mark.parametrize("interrupted, code", [(False, 0), (True, 130)])
 def test_stopped_by_a_time_limit_or_an_interrupt(fake, monkeypatch, capsys, interrupted, code):
-    """The runs under way are asked to stop, no other is started, and all are resumed the next time."""
+    """Runs under way are asked to stop, no other is started, and all are resumed later."""
     show = cli.campaign.ProgressTable.show
     late = [0.0]
 
