@@ -5,9 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mf_zoo.data import class_names
-
-_DATASETS = {10: "cifar10", 100: "cifar100"}
+from mf_zoo import data
 
 
 def decode_predictions(
@@ -19,35 +17,34 @@ def decode_predictions(
         preds: Scores `(batch, classes)`, as a model of the zoo predicts them: probabilities, or
             logits, which are given back as they are.
         top: Number of classes for each image.
-        dataset: `"cifar10"` or `"cifar100"`; `None` for the one with as many classes.
+        dataset: Name of the dataset that the classes are of; `None` for the first registered one
+            that has as many: CIFAR-10, CIFAR-100, ...
 
     Returns:
         For each image a list of `top` tuples `(label, class name, score)`, highest score first
         and, of equal scores, lowest label first.
 
     Raises:
-        ValueError: For scores of another shape, or `top` out of range.
+        ValueError: For an unknown dataset, scores of another shape, or `top` out of range.
 
     Example:
 
     >>> images, labels = mf_zoo.data.sample("cifar10")
     >>> model = mf_zoo.applications.MFResNet20(weights="cifar10")
-    >>> mf_zoo.applications.decode_predictions(model.predict(images[:1]), top=1)
-    [[(3, 'cat', 0.92...)]]
+    >>> mf_zoo.applications.decode_predictions(model.predict(images[:1], verbose=0), top=1)
+    [[(3, 'cat', 0.99...)]]
     """
     scores = preds if isinstance(preds, np.ndarray) else keras.ops.convert_to_numpy(preds)
     classes = scores.shape[1] if scores.ndim == 2 else None
-    expected = [len(class_names(dataset))] if dataset is not None else list(_DATASETS)
-    if classes not in expected:
-        raise ValueError(
-            f"`preds` must be of shape (batch, {' or '.join(map(str, expected))}). "
-            f"Received: {scores.shape}"
-        )
+    records = [data.get(name) for name in (data.names() if dataset is None else [dataset])]
+    record = next((record for record in records if record.classes == classes), None)
+    if record is None:
+        expected = " or ".join(str(size) for size in dict.fromkeys(r.classes for r in records))
+        raise ValueError(f"`preds` must be of shape (batch, {expected}). Received: {scores.shape}")
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= classes:
         raise ValueError(f"`top` must be an integer from 1 to {classes}. Received: top={top!r}")
-    names = class_names(dataset or _DATASETS[classes])
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
-        [(int(label), names[label], float(row[label])) for label in labels]
+        [(int(label), record.class_names[label], float(row[label])) for label in labels]
         for row, labels in zip(scores, order, strict=True)
     ]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from mf_zoo import files, markdown
 
 FOLDED, PLAIN = "folded", "plain Keras"
 EXPORTED = (FOLDED, "onnxruntime", "LiteRT")
@@ -162,28 +163,25 @@ def readme_table(results: Path = harness.RESULTS) -> str:
     Args:
         results: Folder of the `deployment-*.csv`.
     """
+    header: list[str] = []
     lines = []
     notes = []
     for path in sorted(results.glob("deployment-*.csv")):
-        rows = harness.read_csv(path)
+        rows = files.read_rows(path)
         sides = list(dict.fromkeys(row["side"] for row in rows))
-        if not lines:
-            lines = [
-                f"| backend | depth | measure | {' | '.join(sides)} |",
-                "|" + "---|" * (3 + len(sides)),
-            ]
+        header = header or ["backend", "depth", "measure", *sides]
         for depth, kind in dict.fromkeys((row["depth"], row["measure"]) for row in rows):
             found = {
                 row["side"]: row for row in rows if (row["depth"], row["measure"]) == (depth, kind)
             }
             cells = [_cell(found[side]) for side in sides]
-            lines.append(f"| {rows[0]['backend']} | {depth} | {kind} | {' | '.join(cells)} |")
+            lines.append([rows[0]["backend"], depth, kind, *cells])
         notes.append("- {backend}: float32, {machine}; {date}; {versions}.".format(**rows[0]))
     notes.append(
         f"- Target: {1 / TARGET:.1f} times plain Keras by `predict` for {', '.join(EXPORTED)}; "
         "what misses it is in bold."
     )
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([markdown.table(header, lines), "", *notes])
 
 
 def _cell(row: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from mf_zoo import files
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -104,7 +105,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             "mean_field_scaling": row["mean_field_scaling"] == "True",
             "learning_rate": float(row["learning_rate"]),
         }
-        for row in harness.read_csv(path)
+        for row in files.read_rows(path)
     ]
 
 
@@ -126,17 +127,17 @@ class Runs:
         """Trains from the initial weights of a seed; the mean loss of the last epoch."""
         import keras
 
-        from mf_zoo import applications
-        from mf_zoo.training import runner
+        from mf_zoo.training import assembly
+        from mf_zoo.training.callbacks import SetEpoch
 
-        builder, recipe = applications.get(model), self.recipe.replace(mean_field_scaling=scaling)
+        recipe = self.recipe.replace(mean_field_scaling=scaling)
         if (model, seed) not in self.initial:
             keras.utils.set_random_seed(seed)
-            network = runner.build_network(builder, recipe, 10)
+            network = assembly.build_network(model, recipe, 10)
             self.initial = {(model, seed): network.get_weights()}
         if (model, scaling) not in self.networks:
-            network = runner.build_network(builder, recipe, 10)
-            runner.compile_network(network, recipe, rate, seed)
+            network = assembly.build_network(model, recipe, 10)
+            assembly.compile_network(network, recipe, rate, seed)
             network.optimizer.build(network.trainable_variables)
             state = [variable.numpy() for variable in network.optimizer.variables]
             self.networks[model, scaling] = network, state
@@ -145,8 +146,8 @@ class Runs:
         for variable, value in zip(network.optimizer.variables, state, strict=True):
             variable.assign(value)
         network.optimizer.learning_rate = rate
-        batches = runner.make_batches(self.images, self.labels, recipe, seed, 10)
-        callbacks = [runner.SetEpoch(batches, seed), keras.callbacks.TerminateOnNaN()]
+        batches = assembly.make_batches(self.images, self.labels, recipe, seed, 10)
+        callbacks = [SetEpoch(batches, seed), keras.callbacks.TerminateOnNaN()]
         history = network.fit(
             batches, epochs=recipe.epochs, shuffle=False, callbacks=callbacks, verbose=0
         ).history

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from mf_zoo import files, markdown
 
 OURS, NATIVE, TORCH = "GroupedConv2D", "native", "torch eager"
 # Groups, channels of a group, pixels a side: stages 1 and 3 of 32x4d and stage 1 of 8x64d.
@@ -145,21 +146,22 @@ def readme_table(results: Path = harness.RESULTS) -> str:
     Args:
         results: Folder of the `grouped_convolution-*.csv`.
     """
-    lines = ["| backend | measure | against | times as fast |", "|---|---|---|---|"]
+    lines = []
     notes = []
     for path in sorted(results.glob("grouped_convolution-*.csv")):
-        rows = harness.read_csv(path)
+        rows = files.read_rows(path)
         for row in rows:
             faster = f"{1 / float(row['ratio']):.2g}"
             faster = f"**{faster}**" if row["met"] == "no" else faster
-            lines.append(f"| {row['backend']} | {row['measure']} | {row['baseline']} | {faster} |")
+            lines.append([row["backend"], row["measure"], row["baseline"], faster])
         notes.append(
             "- {backend}: {policy}, batch {batch}, {machine}; {date}; {versions}.".format(**rows[0])
         )
     notes.append(
         f"- Target: a training step in at most {TARGET:.0f} times PyTorch's time; else in bold."
     )
-    return "\n".join([*lines, "", *notes])
+    header = ("backend", "measure", "against", "times as fast")
+    return "\n".join([markdown.table(header, lines), "", *notes])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """Interleaved timing, ratios with their targets, tables and CSV: what the benchmarks share."""
 
 import argparse
-import csv
 import gc
 import importlib.metadata
 import logging
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from mf_zoo import files
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -144,7 +145,7 @@ def interleave(
 def timed_once(function: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds that one call took, and what it returned.
 
-    Objects made before are hidden from the garbage collector, lest whoever comes later pays for
+    Objects made before are hidden from the garbage collector, so that later code does not pay for
     going through what those before it have left.
     """
     gc.collect()
@@ -293,8 +294,6 @@ def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> Non
 
     A row that has it says in the last column whether its target was met.
     """
-    from mf_zoo import files
-
     lines = []
     for row in rows:
         values = {**shared, **asdict(row)}
@@ -303,12 +302,6 @@ def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> Non
         lines.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_rows(path, lines, lines[0])
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Lines of a CSV file that `write_csv` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def table(rows: Sequence[Comparison]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from mf_zoo import files, markdown
 
 MODELS = ("MFResNet20", "MFResNet56", "MFResNet164", "MFResNeXt29_32x4d")
 
@@ -95,8 +96,8 @@ def measure(model: str, policy: str, input_size: int, batch: int) -> Memory:
     import keras
 
     from mf_zoo import applications
+    from mf_zoo.training.assembly import dtype_policy
     from mf_zoo.training.dry_run import activation_bytes
-    from mf_zoo.training.runner import dtype_policy
 
     backend = keras.config.backend()
     if backend not in ("jax", "torch"):
@@ -120,22 +121,20 @@ def readme_table(results: Path = harness.RESULTS) -> str:
     Args:
         results: Folder of the `memory-*.csv`.
     """
-    lines = ["| backend | model | policy | counted, kB | measured, kB | measured / counted |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = []
     notes = []
     for path in sorted(results.glob("memory-*.csv")):
-        rows = harness.read_csv(path)
+        rows = files.read_rows(path)
         for row in rows:
             counted, measured = (f"{int(row[key]) / 1000:,.0f}" for key in ("counted", "measured"))
-            lines.append(
-                f"| {row['backend']} | `{row['model']}` | {row['policy']} | {counted} | "
-                f"{measured} | {float(row['ratio']):.2f} |"
-            )
+            cells = [row["backend"], f"`{row['model']}`", row["policy"], counted, measured]
+            lines.append([*cells, f"{float(row['ratio']):.2f}"])
         notes.append(
             "- {backend}: an image of {input_size} pixels a side, {machine}; {date}; "
             "{versions}.".format(**rows[0])
         )
-    return "\n".join([*lines, "", *notes])
+    header = ("backend", "model", "policy", "counted, kB", "measured, kB", "measured / counted")
+    return "\n".join([markdown.table(header, lines), "", *notes])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -79,7 +79,7 @@ def measure(
     import keras
 
     from mf_zoo import applications
-    from mf_zoo.training.runner import dtype_policy
+    from mf_zoo.training.assembly import dtype_policy
 
     if keras.config.backend() not in ("jax", "torch"):
         raise SystemExit(f"Only JAX and PyTorch tell. Received: {keras.config.backend()}")

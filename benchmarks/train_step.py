@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from mf_zoo import files, markdown
 
 MEAN_FIELD, PLAIN, PLAIN_FUSED = "mean-field", "plain Keras", "plain, fused BN"
 TARGETS = {"train": 1.05, "predict": 1.05}
@@ -246,20 +247,15 @@ def readme_table(results: Path = harness.RESULTS) -> str:
         results: Folder of the `train_step-*.csv`.
     """
     measures = {"train": "training step", "predict": "predict", "compile": "compile"}
-    lines = [
-        f"| backend | mean-field against | depth | {' | '.join(measures.values())} |",
-        "|" + "---|" * (3 + len(measures)),
-    ]
+    lines = []
     notes = []
     for path in sorted(results.glob("train_step-*.csv")):
-        rows = harness.read_csv(path)
+        rows = files.read_rows(path)
         cells = {(row["baseline"], int(row["depth"]), row["measure"]): row for row in rows}
         for baseline in dict.fromkeys(row["baseline"] for row in rows):
             for depth in sorted({int(row["depth"]) for row in rows}):
                 ratios = [_cell(cells.get((baseline, depth, kind))) for kind in measures]
-                lines.append(
-                    f"| {rows[0]['backend']} | {baseline} | {depth} | {' | '.join(ratios)} |"
-                )
+                lines.append([rows[0]["backend"], baseline, str(depth), *ratios])
         notes.append(
             "- {backend}: {policy}, batch {batch}, {machine}; {date}; {versions}.".format(**rows[0])
         )
@@ -268,7 +264,8 @@ def readme_table(results: Path = harness.RESULTS) -> str:
         f"- Targets: {targets}, compile {TENSORFLOW_TARGETS['compile']:.2f} on TensorFlow; "
         "a ratio above its target is in bold."
     )
-    return "\n".join([*lines, "", *notes])
+    header = ("backend", "mean-field against", "depth", *measures.values())
+    return "\n".join([markdown.table(header, lines), "", *notes])
 
 
 def _cell(row: dict[str, str] | None) -> str:

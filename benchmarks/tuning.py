@@ -42,17 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     harness.limit_threads(options.threads)
-    from mf_zoo.training import get_recipe, train
+    from mf_zoo.training import RunSettings, get_recipe, train
     from mf_zoo.training.recipes import load_recipe
-    from mf_zoo.tuning import tune
+    from mf_zoo.tuning import SearchSettings, tune
 
     rows: list[dict[str, Any]] = []
     default = get_recipe("quick", epochs=options.epochs)
-    with tempfile.TemporaryDirectory() as folder:
-        found = tune(
+    with tempfile.TemporaryDirectory() as scratch:
+        search = SearchSettings(
             options.model,
-            output=Path(folder) / "search",
-            data_dir=options.data_dir,
             tuner=options.tuner,
             max_trials=options.max_trials,
             holdout=options.holdout,
@@ -60,19 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
             recipe=default,
             search=SEARCH,
         )
-        recipes = {"default": default, "found": load_recipe(Path(folder) / "search" / "best.toml")}
+        found = tune(search, Path(scratch) / "search", data_dir=options.data_dir)
+        recipes = {"default": default, "found": load_recipe(Path(scratch) / "search" / "best.toml")}
         for seed in range(1, options.seeds + 1):  # the search had seed 0
             for name, recipe in recipes.items():
-                result = train(
+                settings = RunSettings(
                     options.model,
-                    output=Path(folder) / f"{name}-{seed}",
-                    data_dir=options.data_dir,
                     recipe=recipe,
                     seed=seed,
                     limit=options.limit,
                     eval_every=options.epochs,
-                    verbose=0,
                 )
+                folder = Path(scratch) / f"{name}-{seed}"
+                result = train(settings, folder, data_dir=options.data_dir, verbose=0)
                 row = {"settings": name, "seed": seed, "test_error": f"{result['test_error']:.2f}"}
                 row |= {key: getattr(recipe, key) for key in SEARCH}
                 row |= {"train_seconds": result["train_seconds"], "trials": found["trials"]}

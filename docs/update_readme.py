@@ -1,4 +1,4 @@
-"""Writes the generated tables of `README.md` and `docs/imagenet.md`: `make readme`.
+"""Writes the generated tables of `README.md` and the pages in `docs`: `make readme`.
 
 The weights come from the records in `weights/`, the others from `benchmarks/results/`.
 """
@@ -7,28 +7,32 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import deployment, grouped_convolution, harness, memory, scaling, train_step
+from benchmarks import deployment, grouped_convolution, harness, memory, train_step
+from benchmarks.scaling import tables
 from examples import transfer
+from mf_zoo import files
 from mf_zoo.weights.__main__ import table
 
 ROOT = Path(__file__).resolve().parent.parent
 # For each document its generated parts.
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "weights": table,
+    "README.md": {"weights": table},
+    "docs/fine_tune.md": {
         "transfer": lambda: transfer.table(
-            harness.read_csv(harness.RESULTS / "transfer-tensorflow.csv")
+            files.read_rows(harness.RESULTS / "transfer-tensorflow.csv")
         ),
+    },
+    "docs/performance.md": {
         "benchmark": train_step.readme_table,
-        "deployment": deployment.readme_table,
         "grouped": grouped_convolution.readme_table,
     },
+    "docs/deploy.md": {"deployment": deployment.readme_table},
     "docs/imagenet.md": {
-        "steps": scaling.step_table,
+        "steps": tables.step_table,
         "memory": memory.readme_table,
-        "all_reduce": scaling.all_reduce_table,
-        "example": scaling.example_table,
-        "assumed": scaling.assumed_table,
+        "all_reduce": tables.all_reduce_table,
+        "example": tables.example_table,
+        "assumed": tables.assumed_table,
     },
 }
 

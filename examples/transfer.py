@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 
 import mf_zoo
-from mf_zoo import files
+from mf_zoo import files, markdown
 
 OTHER = {"cifar100": "cifar10", "cifar10": "cifar100"}
 SETTINGS = ("model", "weights", "dataset", "images", "epochs", "learning_rate", "seed")
@@ -86,20 +86,17 @@ def train(settings: dict, data_dir: str) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table, both starts of a network side by side."""
-    lines = [
-        "| model | dataset | images | epochs | from scratch | pretrained on | fine-tuned |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["model", "dataset", "images", "epochs", "from scratch", "pretrained on", "fine-tuned"]
+    lines = []
     keys = [key for key in SETTINGS if key != "weights"]
     errors = {(*(str(r[k]) for k in keys), r["weights"]): r["test_error"] for r in rows}
     for row in rows:
         key = tuple(str(row[k]) for k in keys)
         if row["weights"] and (scratch := errors.get((*key, ""))):
-            lines.append(
-                f"| `{row['model']}` | {row['dataset']} | {int(row['images']):,} | {row['epochs']} "
-                f"| {scratch} | {row['weights']} | {row['test_error']} |"
-            )
-    return "\n".join(lines)
+            cells = [f"`{row['model']}`", row["dataset"], f"{int(row['images']):,}"]
+            cells += [str(row["epochs"]), scratch, row["weights"], row["test_error"]]
+            lines.append(cells)
+    return markdown.table(header, lines)
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:

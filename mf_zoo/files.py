@@ -25,28 +25,51 @@ def writing(path: Path):
 
 
 @contextlib.contextmanager
+def exclusive(lock: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Lets one process or thread at a time run the body; the lock dies with its holder.
+
+    Args:
+        lock: The lock file, in a folder that exists.
+        waiting: What to call before it waits for another holder; `None` not to wait.
+
+    Raises:
+        TimeoutError: If another one holds the lock and `waiting` is `None`.
+        OSError: If the lock file cannot be written.
+    """
+    import filelock
+
+    held = filelock.FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        if waiting is None:
+            raise
+        waiting()
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lets one process at a time write to a folder, which is made; the lock dies with its holder.
 
     Raises:
         UserError: If another process has it.
     """
-    import filelock
-
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise UserError(
-                f"A folder must be written to by one process at a time. Received: {folder}, where "
-                "another one is at work"
-            ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(exclusive(folder / LOCK))
+            except TimeoutError as error:
+                raise UserError(
+                    f"A folder must be written to by one process at a time. Received: {folder}, "
+                    "where another one is at work"
+                ) from error
         yield
-    finally:
-        lock.release()
 
 
 def is_locked(folder: Path) -> bool:

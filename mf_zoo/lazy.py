@@ -16,17 +16,22 @@ def attach(
             of a module: once imported, the module would take its place.
 
     Returns:
-        `__all__`, `__getattr__` and `__dir__` of the package.
+        `__all__`, `__getattr__` and `__dir__` of the package. Its modules that define public names
+        are attributes as well, as if they had been imported with it.
 
     Example:
 
-    >>> __all__, __getattr__, __dir__ = lazy.attach(__name__, {"train": "runner"})
+    >>> names, find, _ = mf_zoo.lazy.attach("mf_zoo", {"one_line": "errors"})
+    >>> names, find("one_line")(ValueError("a message"))
+    (['one_line'], 'a message')
     """
-    names = sorted(public)
+    names, modules = sorted(public), frozenset(public.values())
 
     def find(name: str) -> Any:
         if name in public:
             return getattr(importlib.import_module(f"{package}.{public[name]}"), name)
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return names, find, lambda: names

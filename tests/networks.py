@@ -1,28 +1,40 @@
 """Small networks of every kind of block, random weights, and comparing outputs."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
-from mf_zoo.applications import network
+from mf_zoo import applications
+from mf_zoo.applications.architectures import Stem
+from mf_zoo.applications.assembly import assemble
+from mf_zoo.applications.families import preact_resnet, resnet, resnext
 from mf_zoo.layers import stages
 
-# Architectures of 2 or 3 blocks a stage, the first at its head.
+# Architectures of 2 or 3 blocks a stage, the entry block included.
 SMALL = {
-    "basic": network.resnet(14),
-    "pre-activation": network.preact_resnet(14),
-    "bottleneck": network.bottleneck_resnet(20, preactivation=False),
-    "pre-activation bottleneck": network.bottleneck_resnet(20, preactivation=True),
-    "ResNeXt": network.Architecture(
-        **{**vars(network.resnext29(4, 4)), "filters": (16, 32, 64), "stem_filters": 16}
-    ),
+    "basic": resnet.resnet(14),
+    "pre-activation": preact_resnet.preact_resnet(14),
+    "bottleneck": resnet.bottleneck_resnet(20),
+    "pre-activation bottleneck": preact_resnet.bottleneck_resnet(20),
+    "ResNeXt": dataclasses.replace(resnext.resnext29(4, 4), filters=(16, 32, 64), stem=Stem(16)),
 }
+
+
+def zoo(pattern="*"):
+    """The names of this package's own networks, without those that tests register."""
+    return [
+        name
+        for name in applications.list_models(pattern)
+        if applications.get(name).__module__ == "mf_zoo.applications"
+    ]
 
 
 def small(kind, **arguments):
     """A network of a few blocks with learned times and logits."""
     shape = (3, 32, 32) if _channels_first() else (32, 32, 3)
     arguments = {"input_shape": shape, "train_times": True, "name": "small", **arguments}
-    return network.network(SMALL[kind], **arguments)
+    return assemble(SMALL[kind], **arguments)
 
 
 def randomized(model, seed=0):

@@ -1,12 +1,14 @@
+import dataclasses
 import inspect
+import pickle
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
-from networks import outputs
+from networks import outputs, zoo
 
-from mf_zoo import applications, data
+from mf_zoo import applications, data, weights
 from mf_zoo.layers import MeanFieldStage
 
 
@@ -45,6 +47,58 @@ def test_images_are_normalised_inside():
     got = ops.convert_to_numpy(normalization(pixels.astype("float32")))
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
     np.testing.assert_allclose(got, (pixels / 255 - mean) / std, rtol=1e-2, atol=2e-3)
+
+
+def constants(model):
+    layer = model.get_layer("normalization")
+    mean, variance = (ops.convert_to_numpy(value).ravel() for value in (layer.mean, layer.variance))
+    return [round(float(value), 2) for value in (*mean, *np.sqrt(variance))]
+
+
+CIFAR10 = [125.31, 122.95, 113.86, 62.99, 62.09, 66.71]
+
+
+@pytest.mark.once_on_torch
+def test_images_are_normalised_by_their_own_dataset():
+    model = applications.ResNet20(dataset="cifar100")
+    assert model.output_shape == (None, 100)
+    # Those of CIFAR-100's training images, as everybody quotes them for 0..1.
+    np.testing.assert_allclose(
+        np.array(constants(model)) / 255,
+        [0.5071, 0.4865, 0.4409, 0.2673, 0.2564, 0.2762],
+        atol=2e-4,
+    )
+    assert constants(applications.MFResNet20()) == CIFAR10
+    assert applications.ResNet20(dataset="cifar100", classes=3).output_shape == (None, 3)
+    # What is said wins.
+    said = applications.ResNet20(dataset="cifar100", normalization=((1, 2, 3), (4, 5, 6)))
+    assert constants(said) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.once_on_torch
+def test_registered_weights_keep_the_constants_that_they_were_trained_with(monkeypatch):
+    for arguments in ({}, {"dataset": "cifar100"}):
+        model = applications.MFResNet20(weights="cifar100", **arguments)
+        assert model.output_shape == (None, 100) and constants(model) == CIFAR10
+    record = weights.get("MFResNet20", "cifar100")
+    newer = dataclasses.replace(record, mean=(10, 20, 30), std=(1, 2, 3))
+    monkeypatch.setattr(weights, "get", lambda *arguments: newer)
+    assert constants(applications.MFResNet20(weights="cifar100")) == [10, 20, 30, 1, 2, 3]
+
+
+@pytest.mark.once_on_torch
+def test_images_of_other_channels():
+    gray = applications.MFResNet20(input_shape=(28, 28, 1), normalization=((72.9,), (90.0,)))
+    assert gray.input_shape == (None, 28, 28, 1) and constants(gray) == [72.9, 90]
+    assert outputs(gray, np.full((2, 28, 28, 1), 7)).shape == (2, 10)
+    assert gray.count_params() == applications.architecture("ResNet20").parameters(image_channels=1)
+    named = applications.ResNet20(dataset="fashion_mnist")
+    assert named.input_shape == (None, 28, 28, 1) and constants(named) == pytest.approx(
+        [72.93, 90.015], abs=0.01
+    )
+    # Without a shape: as many channels as numbers.
+    five = applications.ResNet20(normalization=(range(5), range(1, 6)), include_top=False)
+    assert five.input_shape == (None, 32, 32, 5)
 
 
 def test_scores_are_probabilities_or_logits():
@@ -145,10 +199,27 @@ def test_under_mixed_precision_scores_are_float32_and_close():
 
 def test_signature_is_that_of_keras_applications():
     theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
-    for name in applications.list_models():
+    for name in zoo():
         ours = list(inspect.signature(applications.get(name)).parameters)
         assert ours[: len(theirs)] == theirs
-        assert applications.get(name).__doc__.count(name) >= 1
+        assert f"applications.{name}()" in applications.get(name).__doc__
+        assert ("quadrature" in ours) is applications.network(name).mean_field
+
+
+@pytest.mark.once_on_torch
+def test_builders_are_known_by_name():
+    for name in zoo():
+        builder = getattr(applications, name)
+        assert builder is applications.get(name) is applications.network(name).builder
+        assert builder.__name__ == name and pickle.loads(pickle.dumps(builder)) is builder
+    with pytest.raises(TypeError, match="quadrature"):
+        applications.ResNet20(quadrature="midpoint")
+    with pytest.raises(AttributeError, match="no attribute 'ResNet21'"):
+        applications.ResNet21  # noqa: B018
+    namespace = {}
+    exec("from mf_zoo.applications import *", namespace)
+    assert set(zoo()) | {"list_models", "multiply_adds", "Architecture"} <= set(namespace)
+    assert dir(applications) == applications.__all__ == sorted(applications.__all__)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +231,24 @@ def test_signature_is_that_of_keras_applications():
         (
             lambda: applications.ResNet20(input_shape=(32, 32, 4)),
             r"\(rows, cols, 3\).*Received: input_shape=\(32, 32, 4\)",
+        ),
+        (
+            lambda: applications.ResNet20(normalization=((1.0,), (0.0,))),
+            r"deviations above 0. Received: normalization=\(\(1.0,\), \(0.0,\)\)",
+        ),
+        (
+            lambda: applications.ResNet20(normalization=((1.0, 2.0), (1.0,))),
+            "as many numbers each",
+        ),
+        (
+            lambda: applications.ResNet20(dataset="cifar10", normalization=((1.0,), (1.0,))),
+            r"images of 'cifar10' have 3 channels.*Received: mean=\(1.0,\)",
+        ),
+        (lambda: applications.ResNet20(dataset="cifar11"), "cifar11"),
+        (
+            lambda: applications.MFResNet56(weights="cifar10"),
+            "for it. Weights of that name are registered for MFResNet20 and ResNet20. Train some "
+            "with `mf-zoo train MFResNet56 --dataset cifar10 .*Received: 'cifar10'",
         ),
         (lambda: applications.ResNet20(weights="imagenet"), "Received: 'imagenet'"),
         (lambda: applications.ResNet20(weights="no/such.weights.h5"), "no/such.weights.h5"),

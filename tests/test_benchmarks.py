@@ -6,7 +6,6 @@ import time
 import keras
 import numpy as np
 import pytest
-import tiny_zoo
 from conftest import ROOT
 
 if str(ROOT) not in sys.path:
@@ -15,17 +14,19 @@ if str(ROOT) not in sys.path:
 from benchmarks import (
     accelerator,
     batch_normalization,
+    command,
     deployment,
     depth_transfer,
     grouped_convolution,
     harness,
     memory,
-    scaling,
     train_step,
     tuning,
 )
 from benchmarks.plain_resnet import plain_resnet
-from mf_zoo import applications, data
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import all_reduce, estimates, tables, training_step
+from mf_zoo import applications, data, files
 from mf_zoo.layers import stages
 
 
@@ -265,7 +266,7 @@ def test_the_command_writes_what_the_readme_shows(tmp_path, monkeypatch, capsys)
     assert asked == [(20, 4, 3, 1, 5, "float32"), (110, 4, 3, 1, 5, "float32")]
     assert "2 of 4 targets met" in capsys.readouterr().out
 
-    rows = harness.read_csv(output)
+    rows = files.read_rows(output)
     assert [(row["depth"], row["measure"], row["met"]) for row in rows] == [
         ("20", "train", "no"),
         ("20", "predict", "yes"),
@@ -333,7 +334,9 @@ def test_the_best_rate_is_that_of_least_mean_loss():
 def test_rates_are_compared_from_the_same_start(tmp_path, monkeypatch, capsys):
     """Networks are used again for other rates and seeds: nothing of a run is left in them."""
     images, labels = data.sample("cifar10")
-    monkeypatch.setattr(applications, "get", lambda name: tiny_zoo.get("Steady"))
+    steady = applications.network("Steady")
+    monkeypatch.setattr(applications, "network", lambda name: steady)
+    monkeypatch.setattr(applications, "get", lambda name: steady.builder)
     monkeypatch.setattr(data, "load", lambda *_, **__: (images[:24], labels[:24]))
     output = tmp_path / "depth.csv"
     arguments = ["--data-dir", str(tmp_path), "--batch", "8", "--epochs", "1", "--depths", "20"]
@@ -361,18 +364,18 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
     from mf_zoo import tuning as searches
     from mf_zoo.training.recipes import RECIPES, recipe_toml
 
-    runs, search = [], {}
+    runs, search = [], []
 
-    def tune(model, *, output, recipe, **options):
-        search.update(options, recipe=recipe)
+    def tune(settings, output, **options):
+        search.append(settings)
         output.mkdir()
-        found = recipe.replace(name="tuned", learning_rate=0.125)
+        found = settings.recipe.replace(name="tuned", learning_rate=0.125)
         (output / "best.toml").write_text(recipe_toml(found))
         return {"trials": 2}
 
-    def train(model, *, output, recipe, seed, limit, **options):
-        runs.append((model, recipe, seed, limit))
-        error = 10 * seed + (0 if recipe.learning_rate == 0.125 else 100)
+    def train(settings, output, **options):
+        runs.append((settings.model, settings.recipe, settings.seed, settings.limit))
+        error = 10 * settings.seed + (0 if settings.recipe.learning_rate == 0.125 else 100)
         return {"test_error": error, "train_seconds": 1.0}
 
     monkeypatch.setattr(searches, "tune", tune, raising=False)
@@ -381,13 +384,14 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
     arguments = ["--data-dir", str(tmp_path), "--output", str(output), "--epochs", "8"]
     assert tuning.main([*arguments, "--seeds", "2", "--limit", "100", "--holdout", "30"]) == 0
     # The default recipe, of as many epochs, and seeds other than the search's, which is 0.
-    assert search.get("seed", 0) == 0 and (search["limit"], search["holdout"]) == (100, 30)
+    (search,) = search
+    assert (search.seed, search.limit, search.holdout) == (0, 100, 30)
     default = RECIPES["quick"].replace(epochs=8, warmup_epochs=1.6)
-    assert search["recipe"] == default
+    assert search.recipe == default
     recipes = (default, default.replace(name="tuned", learning_rate=0.125))
     expected = [("MFResNet20", recipe, seed, 100) for seed in (1, 2) for recipe in recipes]
     assert runs == expected
-    rows = harness.read_csv(output)
+    rows = files.read_rows(output)
     assert [row["test_error"] for row in rows] == ["110.00", "10.00", "120.00", "20.00"]
     assert [row["settings"] for row in rows] == ["default", "found"] * 2
     printed = capsys.readouterr().out
@@ -397,7 +401,6 @@ def test_tuned_and_default_settings_are_compared_alike(monkeypatch, tmp_path, ca
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="measures JAX")
 def test_the_accelerator_benchmark_counts_the_work_that_is_done(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     job = {"model": "Tiny", "policy": "mixed_bfloat16", "batch": 8, "images": 20, "epochs": 2}
     waits = []
     before = keras.config.dtype_policy().name
@@ -454,7 +457,7 @@ def test_the_accelerator_benchmark_puts_it_together(tmp_path, monkeypatch, capsy
     assert accelerator.main(command.split()) == 1
     captured = capsys.readouterr()
     assert "failed: RESOURCE_EXHAUSTED: out of memory. Received: {'model': 'Broken'" in captured.err
-    rows = harness.read_csv(tmp_path / "o.csv")
+    rows = files.read_rows(tmp_path / "o.csv")
     assert [(row["batch"], row["mode"], row["processes"]) for row in rows] == [
         ("8", "step", "1"),
         ("8", "epoch", "1"),
@@ -485,11 +488,11 @@ def test_the_accelerator_benchmark_leaves_out_what_is_late(tmp_path, monkeypatch
 @pytest.mark.once
 def test_estimates_by_hand():
     # Three rounds there and back of 10 us, and 7/4 of the bytes at 1 GB/s.
-    assert scaling.all_reduce_seconds(4e6, 8, 1e9, 1e-5) == pytest.approx(6e-5 + 7e-3)
-    assert scaling.all_reduce_seconds(4e6, 1, 1e9, 1e-5) == 0
+    assert all_reduce.all_reduce_seconds(4e6, 8, 1e9, 1e-5) == pytest.approx(6e-5 + 7e-3)
+    assert all_reduce.all_reduce_seconds(4e6, 1, 1e9, 1e-5) == 0
     network = {"parameters": 10**6, "normalizations": 10, "channels": 250}
     links = {"bandwidth": 1e9, "latency": 1e-5}
-    found = scaling.estimate(100, 8, batch=800, **network, **links)
+    found = estimates.estimate(100, 8, batch=800, **network, **links)
     assert found.compute_seconds == 1
     assert found.gradient_seconds == pytest.approx(7.06e-3)
     # Two waits for each of 10 layers; 16 bytes a channel.
@@ -499,10 +502,12 @@ def test_estimates_by_hand():
     assert found.epoch_seconds(1601) == pytest.approx(3 * 1.008267)
 
     # Two thirds of the second can hide gradients, to the part that overlaps.
-    some = scaling.estimate(100, 8, batch=800, **network, **links, overlap=0.006)
+    some = estimates.estimate(100, 8, batch=800, **network, **links, overlap=0.006)
     assert some.gradient_seconds == pytest.approx(3.06e-3)
-    assert scaling.estimate(100, 8, batch=800, overlap=1, **network, **links).gradient_seconds == 0
-    alone = scaling.estimate(100, 1, batch=800, **network, **links)
+    assert (
+        estimates.estimate(100, 8, batch=800, overlap=1, **network, **links).gradient_seconds == 0
+    )
+    alone = estimates.estimate(100, 1, batch=800, **network, **links)
     assert (alone.seconds, alone.efficiency) == (8, 1)
 
 
@@ -519,7 +524,7 @@ def test_estimates_by_hand():
 def test_estimates_refuse_what_makes_no_sense(values, message):
     arguments = {"images_per_second": 100, "devices": 8, "batch": 800, "parameters": 10}
     with pytest.raises(ValueError, match=message):
-        scaling.estimate(**{**arguments, "bandwidth": 1e9, "latency": 0, **values})
+        estimates.estimate(**{**arguments, "bandwidth": 1e9, "latency": 0, **values})
 
 
 @pytest.mark.once
@@ -552,12 +557,12 @@ def test_the_command_estimates(capsys):
 @pytest.mark.once
 def test_links_and_batches_of_the_plan():
     # 60 of 80 GB: 64 images of 0.9 GB, 128 of less than half of that.
-    assert [scaling.H100.batch_of(size) for size in (0.9e9, 0.4e9, 1e12)] == [64, 128, 1]
+    assert [estimates.H100.batch_of(size) for size in (0.9e9, 0.4e9, 1e12)] == [64, 128, 1]
     rows = [
-        scaling.AllReduce("gloo", 4, size, scaling.all_reduce_seconds(size, 4, 2e9, 3e-5))
+        all_reduce.AllReduce("gloo", 4, size, all_reduce.all_reduce_seconds(size, 4, 2e9, 3e-5))
         for size in (2**20, 256, 2**24)
     ]
-    bandwidth, latency = scaling.link(rows)
+    bandwidth, latency = all_reduce.link(rows)
     assert bandwidth == pytest.approx(2e9) and latency == pytest.approx(3e-5)
 
 
@@ -565,7 +570,7 @@ def test_links_and_batches_of_the_plan():
 def test_two_processes_add_up(monkeypatch):
     monkeypatch.chdir(ROOT)
     # Each of them checks the sum itself.
-    rows = scaling.measure_all_reduce(2, sizes=(256, 4096), repeats=2)
+    rows = all_reduce.measure_all_reduce(2, sizes=(256, 4096), repeats=2)
     assert [(row.library, row.processes, row.bytes) for row in rows] == [
         ("gloo", 2, 256),
         ("gloo", 2, 4096),
@@ -576,7 +581,7 @@ def test_two_processes_add_up(monkeypatch):
 @pytest.mark.once
 def test_the_step_at_the_size_of_imagenet(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        scaling, "ceilings", lambda policy: {"matmul": (len, 10), "convolution": (len, 20)}
+        training_step, "ceilings", lambda policy: {"matmul": (len, 10), "convolution": (len, 20)}
     )
     monkeypatch.setattr(
         harness,
@@ -593,7 +598,7 @@ def test_the_step_at_the_size_of_imagenet(tmp_path, monkeypatch):
     output = tmp_path / "scaling-here.csv"
     command = "--models MFResNet20 --input-size 16 --batch 2 --processes 0 --output"
     assert scaling.main([*command.split(), str(output)]) == 0
-    (row,) = harness.read_csv(output)
+    (row,) = files.read_rows(output)
     work = (40_813_184 - 640) // 4 + 64 * 1000
     assert (int(row["multiply_adds"]), row["seconds"]) == (work, "4")
     assert (row["parameters"], row["normalizations"], row["channels"]) == ("336831", "21", "784")
@@ -602,7 +607,32 @@ def test_the_step_at_the_size_of_imagenet(tmp_path, monkeypatch):
     assert float(row["operations_per_second"]) == pytest.approx(6 * work / 2, rel=1e-3)
     assert float(row["matmul_fraction"]) == pytest.approx(3 * work / 1e10, rel=1e-3)
     assert float(row["convolution_fraction"]) == pytest.approx(3 * work / 2e10, rel=1e-3)
-    assert f"| `MFResNet20` | 336,831 | {work:,} |" in scaling.step_table(tmp_path)
+    assert f"| `MFResNet20` | 336,831 | {work:,} |" in tables.step_table(tmp_path)
+
+
+@pytest.mark.once
+def test_the_command_is_timed_in_processes_of_their_own(tmp_path, monkeypatch):
+    """The seconds on the processor count, and too many of them fail."""
+    assert command.run([sys.executable, "-c", "sum(range(10**6))"]) > 0
+    with pytest.raises(RuntimeError, match=r"must answer[^$]*ZeroDivisionError"):
+        command.run([sys.executable, "-c", "1 / 0"])
+
+    seconds = {name: [9, 0.25, 0.5, 0.25] for name in command.LINES}  # the first reads files
+    seconds["mf-zoo list"] = [9, 0.25, 0.75, 0.75]
+
+    def run(program):
+        line = program[program.index("mf_zoo.cli") + 1 :] if "mf_zoo.cli" in program else None
+        names = [name for name, value in command.LINES.items() if value == line]
+        return seconds[names[0]].pop(0) if names else 0.1
+
+    monkeypatch.setattr(command, "run", run)
+    output = tmp_path / "command.csv"
+    assert command.main(["--rounds", "3", "--output", str(output)]) == 1
+    rows = {row["command"]: row for row in files.read_rows(output)}
+    assert rows[command.EMPTY]["processor_seconds"] == "0.1"
+    assert rows[command.EMPTY]["met"] == rows[command.EMPTY]["target"] == ""
+    assert rows["mf-zoo recipes"]["processor_seconds"] == "0.25"
+    assert (rows["mf-zoo recipes"]["met"], rows["mf-zoo list"]["met"]) == ("yes", "no")
 
 
 @pytest.mark.once

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,16 +20,13 @@ import tiny_zoo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mf_zoo import applications, cli, files
+from mf_zoo import cli, files
 from mf_zoo.errors import UserError
-from mf_zoo.training import RECIPES, campaign, get_recipe, train
+from mf_zoo.training import RECIPES, campaign, get_recipe
+from mf_zoo.training.campaign import driver
+from mf_zoo.training.campaign import file as campaign_file
 
 HERE = pathlib.Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
 
 
 def _file(folder, text, name="work.toml"):
@@ -70,7 +68,15 @@ def test_lists_are_multiplied_out_with_twins_side_by_side_and_seeds_last(tmp_pat
     )
     assert (loaded.name, loaded.jobs, str(loaded.data_dir)) == ("work", 3, "data")
     assert (str(loaded.output), str(loaded.results)) == ("runs/work", "results/work")
-    found = [(r.model, r.seed, r.recipe.learning_rate, r.recipe.epochs) for r in loaded.runs]
+    found = [
+        (
+            r.settings.model,
+            r.settings.seed,
+            r.settings.recipe.learning_rate,
+            r.settings.recipe.epochs,
+        )
+        for r in loaded.runs
+    ]
     rounds = [
         [
             (model, seed, rate, epochs)
@@ -84,13 +90,15 @@ def test_lists_are_multiplied_out_with_twins_side_by_side_and_seeds_last(tmp_pat
     assert found == [*rounds[0], *[("Tiny", 7, 0.1, 200)] * 2, *rounds[1]]
     # Fewer epochs keep the shape of the schedule, and that is no override of its own.
     learned, plain = loaded.runs[2:4]
-    assert plain.recipe == get_recipe("quick", learning_rate=0.1, epochs=20)
+    assert plain.settings.recipe == get_recipe("quick", learning_rate=0.1, epochs=20)
     assert plain.overrides == {"epochs": 20, "learning_rate": 0.1}
-    assert learned.recipe == plain.recipe.replace(horizon=3.0, noise_temperature=1e-8)
-    assert all(run.holdout == 5000 for run in loaded.runs)
+    assert learned.settings.recipe == plain.settings.recipe.replace(
+        horizon=3.0, noise_temperature=1e-8
+    )
+    assert all(run.settings.holdout == 5000 for run in loaded.runs)
     first, last = loaded.runs[8:10]
-    assert first.recipe == RECIPES["cosine"] and not first.overrides
-    assert last.recipe == RECIPES["cosine"].replace(horizon=1.0)
+    assert first.settings.recipe == RECIPES["cosine"] and not first.overrides
+    assert last.settings.recipe == RECIPES["cosine"].replace(horizon=1.0)
     assert last.name == "Tiny-cifar10-cosine-horizon=1.0-holdout=5000-seed7"
 
 
@@ -110,13 +118,19 @@ def test_the_command_of_a_run_gives_its_recipe(tmp_path):
         threads = 1
         """
     (run,) = campaign.load_campaign(_file(tmp_path, text)).runs
-    parser = cli._parser()
-    options = parser.parse_args(run.arguments(tmp_path / "out", tmp_path, resume=True))
-    assert cli.train._recipe(options, options.recipe) == run.recipe
-    assert run.recipe.warmup_epochs == 2.0 and run.recipe.learning_rate == 0.3
+    options = _options(run.command(tmp_path / "out", tmp_path))
+    assert cli.train._recipe(options, options.recipe) == run.settings.recipe
+    assert run.settings.recipe.warmup_epochs == 2.0 and run.settings.recipe.learning_rate == 0.3
     assert (options.model, options.seed, options.threads) == ("Tiny", 0, 1)
-    assert options.resume and options.output == tmp_path / "out"
+    assert options.output == tmp_path / "out" and options.data_dir == tmp_path
     assert options.on_device is None and options.limit is None
+
+
+def _options(command):
+    """What `mf-zoo` makes of a command line."""
+    program, *arguments = shlex.split(command)
+    assert program == "mf-zoo"
+    return cli._parser().parse_args(arguments)
 
 
 @pytest.mark.once
@@ -192,15 +206,19 @@ _VALUES = {
 @given(*[st.fixed_dictionaries({}, optional=_VALUES)] * 2)
 def test_names_are_equal_where_settings_are(first, second):
     one, two = (
-        campaign._run({"model": "MFResNet20", **values}, {}, pathlib.Path())
+        campaign_file._run({"model": "MFResNet20", **values}, {}, pathlib.Path())
         for values in (first, second)
     )
-    same = (one.recipe, one.seed, one.holdout) == (two.recipe, two.seed, two.holdout)
+    same = (one.settings.recipe, one.settings.seed, one.settings.holdout) == (
+        two.settings.recipe,
+        two.settings.seed,
+        two.settings.holdout,
+    )
     assert (one.name == two.name) == same
     assert "/" not in one.name
     # And the name's parts are what `mf-zoo train` is told.
-    options = cli._parser().parse_args(one.arguments(pathlib.Path("o"), None, resume=False))
-    assert cli.train._recipe(options, options.recipe) == one.recipe
+    options = _options(one.command(pathlib.Path("o"), None))
+    assert cli.train._recipe(options, options.recipe) == one.settings.recipe
 
 
 @pytest.mark.once
@@ -212,26 +230,46 @@ def test_the_campaigns_at_hand():
         for name in ("cifar10-resnets", "cifar10-sweep", "cifar10-ablations", "resnexts")
     )
     for learned, plain in zip((final + wide)[::2], (final + wide)[1::2], strict=True):
-        assert learned.model == f"MF{plain.model}" and learned.seed == plain.seed
-        assert learned.dataset == plain.dataset
-        assert (plain.recipe, plain.holdout, plain.limit) == (RECIPES["cosine"], 0, None)
-    seeds = {run.model: [r.seed for r in final if r.model == run.model] for run in final[1::2]}
+        assert (
+            learned.settings.model == f"MF{plain.settings.model}"
+            and learned.settings.seed == plain.settings.seed
+        )
+        assert learned.settings.dataset == plain.settings.dataset
+        assert (plain.settings.recipe, plain.settings.holdout, plain.settings.limit) == (
+            RECIPES["cosine"],
+            0,
+            None,
+        )
+    seeds = {
+        run.settings.model: [
+            r.settings.seed for r in final if r.settings.model == run.settings.model
+        ]
+        for run in final[1::2]
+    }
     assert seeds == {
         "ResNet20": [0, 1, 2],
         "ResNet56": [0, 1, 2],
         "ResNet32": [0],
         "ResNet44": [0],
     }
-    assert [(run.model.split("_")[1], run.dataset, run.seed) for run in wide[::2]] == [
+    assert [
+        (run.settings.model.split("_")[1], run.settings.dataset, run.settings.seed)
+        for run in wide[::2]
+    ] == [
         (width, dataset, 0)
         for dataset, width in (
             *(("cifar10", "32x4d"), ("cifar100", "32x4d"), ("cifar100", "8x64d")),
             *(("cifar100", "16x64d"), ("cifar10", "8x64d"), ("cifar10", "16x64d")),
         )
     ]
-    assert all(run.holdout == 5000 and run.limit is None for run in (*sweep, *ablations))
+    assert all(
+        run.settings.holdout == 5000 and run.settings.limit is None for run in (*sweep, *ablations)
+    )
     for runs_ in (sweep, ablations):
-        assert runs_[0].recipe.name == "cosine" and len({run.recipe.epochs for run in runs_}) == 1
+        assert (
+            runs_[0].recipe.name == "cosine"
+            and len({run.settings.recipe.epochs for run in runs_}) == 1
+        )
 
 
 @pytest.mark.once
@@ -244,18 +282,25 @@ def test_the_campaigns_of_deep_networks_and_of_the_strong_recipe():
         (deep, "cosine", (110, 164)),
         (strong, "strong", (20, 56, 110, 164)),
     ):
-        assert {run.recipe for run in found} == {RECIPES[recipe]}
-        assert {(run.seed, run.holdout, run.limit) for run in found} == {(0, 0, None)}
+        assert {run.settings.recipe for run in found} == {RECIPES[recipe]}
+        assert {(run.settings.seed, run.settings.holdout, run.settings.limit) for run in found} == {
+            (0, 0, None)
+        }
         for learned, plain in zip(found[::2], found[1::2], strict=True):
-            assert (learned.model, learned.dataset) == (f"MF{plain.model}", plain.dataset)
-        assert {(run.model, run.dataset) for run in found[1::2]} == {
+            assert (learned.settings.model, learned.settings.dataset) == (
+                f"MF{plain.settings.model}",
+                plain.settings.dataset,
+            )
+        assert {(run.settings.model, run.settings.dataset) for run in found[1::2]} == {
             (f"ResNet{depth}", dataset) for depth in depths for dataset in ("cifar10", "cifar100")
         }
-    assert {(run.holdout, run.limit, run.dataset) for run in sweep} == {(5000, None, "cifar10")}
+    assert {(run.settings.holdout, run.settings.limit, run.settings.dataset) for run in sweep} == {
+        (5000, None, "cifar10")
+    }
     values = ("label_smoothing", "mixup", "cutmix", "cutout")
     tried = {
-        model: {tuple(getattr(run.recipe, key) for key in values) for run in sweep}
-        for model in {run.model for run in sweep}
+        model: {tuple(getattr(run.settings.recipe, key) for key in values) for run in sweep}
+        for model in {run.settings.model for run in sweep}
     }
     # The same for every network; none, each of them, and what the recipe has now.
     assert set(tried) == {"MFResNet20", "ResNet20", "MFResNet56"}
@@ -271,12 +316,12 @@ def test_the_campaigns_of_deep_networks_and_of_the_strong_recipe():
 
 # --- The queue -------------------------------------------------------------------------------
 
-# `mf-zoo train` in a trice: it says in a journal what it does, and writes what a run writes.
+# A fake `mf-zoo train`: it says in a journal what it does, and writes what a run writes.
 FAKE = """
 import json, os, pathlib, signal, sys, time
 from mf_zoo import files
 from mf_zoo.training import runs
-from mf_zoo.training.recipes import get_recipe, parse_override
+from mf_zoo.training import RunSettings
 
 def value(flag, default=None):
     return sys.argv[sys.argv.index(flag) + 1] if flag in sys.argv else default
@@ -297,10 +342,10 @@ def lines(word):
     return [line for line in pathlib.Path(os.environ["JOURNAL"]).read_text().split("\\n")
             if line.startswith(word)]
 
-model, seed, folder = sys.argv[2], int(value("--seed")), pathlib.Path(value("--output"))
+given = RunSettings.from_dict(json.load(open(value("--settings")))["settings"])
+model, seed, recipe = given.model, given.seed, given.recipe
+folder = pathlib.Path(value("--output"))
 name = f"{model} {seed}"
-sets = [sys.argv[i + 1] for i, word in enumerate(sys.argv) if word == "--set"]
-recipe = get_recipe(value("--recipe"), **dict(map(parse_override, sets)))
 with files.locked(folder):
     say(f"start {name}" + " resumed" * ("--resume" in sys.argv))
     mode = os.environ["MODE"]
@@ -311,10 +356,8 @@ with files.locked(folder):
         sys.exit(2)
     if mode == "kill" and model == "TinyPlain":
         os.kill(os.getpid(), signal.SIGKILL)
-    config = dict(model=model, dataset="cifar10", seed=seed, holdout=int(value("--holdout", 0)),
-        limit=None, eval_every=int(value("--eval-every")), recipe=recipe.to_dict(),
-        train_images=50, backend="none", device="chip", versions={"keras": "3"}, date="now",
-        evaluated_on="test")
+    config = dict(**given.to_dict(), train_images=50, backend="none", device="chip",
+        versions={"keras": "3"}, date="now", evaluated_on="test")
     files.write_json(folder / runs.CONFIG, config)
     begun = files.read_rows(folder / runs.HISTORY)
     for epoch in range(len(begun) + 1, recipe.epochs + 1):
@@ -450,7 +493,7 @@ def test_a_failing_run_stops_no_other(fake, capsys, mode, reason):
 @pytest.mark.once
 @pytest.mark.parametrize("interrupted, code", [(False, 0), (True, 130)])
 def test_stopped_by_a_time_limit_or_an_interrupt(fake, monkeypatch, capsys, interrupted, code):
-    """The runs under way are asked to stop, no other is started, and all go on the next time."""
+    """Runs under way are asked to stop, no other is started, and all are resumed later."""
     show = cli.campaign.ProgressTable.show
     late = [0.0]
 
@@ -463,7 +506,7 @@ def test_stopped_by_a_time_limit_or_an_interrupt(fake, monkeypatch, capsys, inte
 
     monkeypatch.setattr(cli.campaign.ProgressTable, "show", show_and_pass_the_time)
     clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + late[0], sleep=time.sleep)
-    monkeypatch.setattr(campaign, "time", clock)
+    monkeypatch.setattr(driver, "time", clock)
     limit = [] if interrupted else ["--time-limit", "20m"]
     rows = fake("sleep", arguments=limit, code=code)
     assert sorted(fake.journal()) == [
@@ -536,25 +579,38 @@ def test_a_dry_run_lists_the_runs(tmp_path, capsys):
 
 @pytest.mark.once
 def test_the_table_is_rewritten_on_a_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setenv("LINES", "8")
+    for name, value in (("COLUMNS", "60"), ("LINES", "8"), ("TERM", "xterm"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
     file = io.StringIO()
     file.isatty = lambda: True
-    table = cli.campaign.ProgressTable(file)
     lines = [campaign.Progress(f"run{i}", 10) for i in range(3)]
-    table.show(lines)
-    lines[1].epoch, lines[1].error, lines[1].seconds, lines[1].state = 2, 9.876, 1.26, "running"
-    table.show(lines)
-    table.show(lines)  # nothing new, nothing written
-    first, second = file.getvalue().split("\x1b[5A\x1b[J")
-    assert first.splitlines()[0] == "run       epoch  error %  s/epoch  state"
-    assert second.splitlines()[2] == "run1       2/10     9.88      1.3  running"
-    assert second.splitlines()[-1] == "2 waiting, 1 running"
-    # More runs than lines: those that wait and those that are done are counted only.
-    file.truncate(0)
-    table.show([*lines, *(campaign.Progress(f"more{i}", 10) for i in range(9))])
-    assert file.getvalue().count("\n") == 3
-    assert file.getvalue().endswith("11 waiting, 1 running\n")
+
+    def shown():
+        """What was written since the last time: how many lines up, then the new lines."""
+        written = re.sub(r"\x1b\[\?25[lh]", "", file.getvalue())
+        file.truncate(0)
+        file.seek(0)
+        up = written.count("\x1b[1A")
+        text = re.sub(r"\x1b\[[\d;]*[A-Za-z]|\r", "", written)
+        return up, [line.split() for line in text.splitlines() if line.strip()]
+
+    with cli.campaign.ProgressTable(file) as table:
+        table.show(lines)
+        shown()
+        lines[1].epoch, lines[1].error, lines[1].seconds, lines[1].state = 2, 9.876, 1.26, "running"
+        table.show(lines)
+        up, text = shown()
+        assert up == 4  # from the last of five lines to the first
+        assert text[0] == ["run", "epoch", "error", "%", "s/epoch", "state"]
+        assert text[2] == ["run1", "2/10", "9.88", "1.3", "running"]
+        assert text[-1] == ["2", "waiting,", "1", "running"]
+        table.show(lines)
+        assert shown() == (0, [])  # nothing new, nothing written
+        # More runs than lines: those that wait and those that are done are counted only.
+        table.show([*lines, *(campaign.Progress(f"more{i}", 10) for i in range(9))])
+        _, text = shown()
+        assert [line[0] for line in text] == ["run", "run1", "11"]
+        assert text[-1] == ["11", "waiting,", "1", "running"]
 
 
 # --- Killed ----------------------------------------------------------------------------------
@@ -565,7 +621,7 @@ def test_one_process_at_a_time_writes_to_a_run_folder(tmp_path):
         files.locked(tmp_path / "run"),
         pytest.raises(UserError, match=r"one process at a time. Received: .*run, where another"),
     ):
-        train("Tiny", output=tmp_path / "run", data_dir=tmp_path)
+        tiny_zoo.train("Tiny", output=tmp_path / "run", data_dir=tmp_path)
 
 
 REAL = """
@@ -591,12 +647,12 @@ def test_a_campaign_killed_and_resumed_ends_with_the_same_weights(cifar10_dir, t
     loaded = campaign.load_campaign(file)
     expected = {}
     for run in loaded.runs:
-        result = train(
+        result = tiny_zoo.train(
             "Tiny",
             output=tmp_path / "alone" / run.name,
             data_dir=cifar10_dir,
-            recipe=run.recipe,
-            seed=run.seed,
+            recipe=run.settings.recipe,
+            seed=run.settings.seed,
             limit=32,
             eval_every=2,
             verbose=0,

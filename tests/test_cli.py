@@ -15,12 +15,6 @@ import tiny_zoo
 from mf_zoo import applications, cli, data
 from mf_zoo.training import RECIPES, evaluate
 
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
-
-
 # The real one where there is nothing to compile.
 MODEL = "MFResNet20" if keras.config.backend() == "torch" else "Tiny"
 
@@ -32,9 +26,7 @@ def trained(cifar10_dir, tmp_path_factory):
     arguments = ["train", MODEL, "--recipe", "quick", "--epochs", "1", "--limit", "16"]
     arguments += ["--batch-size", "8", "--set", "learning_rate=0.01", "--quadrature", "midpoint"]
     arguments += ["--data-dir", str(cifar10_dir), "--output", str(folder), "--verbose", "0"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        assert cli.main(arguments) == 0
+    assert cli.main(arguments) == 0
     return folder
 
 
@@ -54,15 +46,69 @@ def _process(*arguments, **options):
     )
 
 
-def test_help_lists_the_commands_without_loading_keras():
-    code = "import sys; from mf_zoo import cli\ntry: cli.main(['--help'])\n"
-    code += "except SystemExit as error: assert error.code == 0\n"
-    code += "print({'keras', 'tensorflow', 'jax', 'torch'} & sys.modules.keys())"
-    process = _process("-c", code)
-    assert process.returncode == 0, process.stderr
+_HEAVY = "{'keras', 'tensorflow', 'jax', 'torch', 'numpy', 'h5py', 'keras_tuner', 'scipy'}"
+
+
+def _loads(*arguments, code=0):
+    """Runs the command in a process of its own; its output and which large packages it loaded."""
+    program = "import sys; from mf_zoo import cli\ntry: code = cli.main(sys.argv[1:])\n"
+    program += "except SystemExit as error: code = error.code\n"
+    program += f"print(); print(sorted({_HEAVY} & sys.modules.keys())); sys.exit(code)"
+    process = _process("-c", program, *arguments)
+    assert process.returncode == code, process.stderr
+    output, _, loaded = process.stdout.rstrip().rpartition("\n")
+    return output, loaded, process.stderr
+
+
+@pytest.mark.once
+def test_help_lists_the_commands_and_loads_nothing_large():
+    output, loaded, _ = _loads("--help")
     for name in ("train", "tune", "evaluate", "recipes", "publish", "demo"):
-        assert f"\n    {name} " in process.stdout
-    assert process.stdout.endswith("set()\n")
+        assert f"\n    {name} " in output
+    assert loaded == "[]"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["list"], 0),
+        (["list", "--pretrained", "--json"], 0),
+        (["info", "MFResNet20"], 0),
+        (["recipes"], 0),
+        (["fetch", "MFResNet20", "--offline"], 0),
+        (["train", "--help"], 0),
+        (["train", "MFResNet20", "--seed", "x", "--output", "o"], 2),
+        (["train", "MFResNet20", "--set", "momentun=0", "--output", "o"], 2),
+        (["tune", "--output", "o"], 2),
+        (["predict", "MFResNet20", "a.png", "--batch-size", "0"], 2),
+        (["evaluate", "MFResNet20", "--weights", "cifar10", "--label-smoothing", "1"], 2),
+        (["report", "no-such-folder"], 2),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_what_needs_no_backend_loads_nothing_large(arguments, code):
+    _, loaded, error = _loads(*arguments, code=code)
+    assert loaded == "[]"
+    assert bool(error) == bool(code)
+
+
+def test_errors_name_the_flags_of_the_subcommand(capsys, tmp_path):
+    error = "`limit` must be positive and `name` known, or `overwrite=True` and `seed=3` given."
+    flags = {"--limit", "--dataset", "--overwrite", "--seed"}
+    assert cli.in_flags(f"{error} Received: limit=0, name='x'", flags) == (
+        "`--limit` must be positive and `--dataset` known, or `--overwrite` and `--seed 3` given. "
+        "Received: --limit=0, --dataset='x'"
+    )
+    assert cli.in_flags("`name` of `eval_every`. Received: 1", {"--name", "--eval-every"}) == (
+        "`--name` of `--eval-every`. Received: 1"
+    )
+    # Neither positional arguments, nor what is no argument at all, nor parts of paths.
+    same = "`model` in `model.fit`, `--seed`. Received: model=3, runs/seed=3-limit=2 --seed=1"
+    assert cli.in_flags(same, flags) == same
+    assert "`--eval-every` must" in _fails(
+        capsys, "train", "Tiny", "--output", tmp_path / "run", "--eval-every", "0"
+    )
 
 
 def test_recipes_are_listed(capsys):
@@ -112,7 +158,7 @@ def test_bad_input_exits_with_2_and_one_line(capsys, tmp_path, cifar10_dir):
     assert "did you mean 'momentum'" in _fails(capsys, *train, "Tiny", "--set", "momentun=0")
     assert "key=value" in _fails(capsys, *train, "Tiny", "--set", "momentum")
     assert "type int" in _fails(capsys, *train, "Tiny", "--epochs", "many")
-    assert "Received: 0" in _fails(capsys, *train, "Tiny", "--eval-every", "0")
+    assert "Received: --eval-every=0" in _fails(capsys, *train, "Tiny", "--eval-every", "0")
     assert not folder.exists()
     (tmp_path / "cifar10.npz").write_bytes(b"PK no archive")
     error = _fails(capsys, "train", "Tiny", "--output", folder, "--data-dir", tmp_path)
@@ -135,7 +181,7 @@ def test_bad_input_to_evaluate(capsys, tmp_path, cifar10_dir):
     assert "takes no `--horizon`" in _fails(capsys, *base, "TinyPlain", *horizon)
     assert "--batch-size" in _fails(capsys, *run, weights, "--batch-size", "0")
     assert "--label-smoothing" in _fails(capsys, *run, weights, "--label-smoothing", "1")
-    assert "`split` must" in _fails(capsys, *run, weights, "--split", "x")
+    assert "`--split` must" in _fails(capsys, *run, weights, "--split", "x")
 
 
 def test_publishing_what_is_no_run(capsys, tmp_path):
@@ -156,7 +202,7 @@ def test_evaluate_agrees_with_the_run(trained, cifar10_dir, capsys, tmp_path):
     assert scores["nll"] == pytest.approx(result["test_loss"], rel=1e-5)
 
     images, labels = data.load("cifar10", "test[:16]", data_dir=cifar10_dir)
-    model = tiny_zoo.get(MODEL)(weights=trained / "final.weights.h5", quadrature="midpoint")
+    model = applications.get(MODEL)(weights=trained / "final.weights.h5", quadrature="midpoint")
     again = evaluate(model, images, labels)
     assert scores["ece"] == pytest.approx(again.ece, rel=1e-4)
     rows = list(csv.DictReader(predictions.open()))
@@ -183,6 +229,52 @@ def test_predictions_that_cannot_be_written(trained, cifar10_dir, capsys, tmp_pa
     tiny_zoo.tiny().save_weights(weights)
     error = _fails(capsys, *arguments, weights, "--predictions", tmp_path / "no" / "p.csv")
     assert "No such file or directory" in error
+
+
+# Each subcommand that needs a backend, one after the other; then errors.
+_SUBCOMMANDS = """
+import sys
+from mf_zoo import cli
+
+def run(code, *arguments):
+    print("#", *arguments[:1], file=sys.stderr, flush=True)
+    found = cli.main(arguments)
+    assert found == code, (arguments, found)
+
+data, zoo = sys.argv[1:]
+small = ("--epochs", "1", "--limit", "16", "--data-dir", data, "--recipe", "quick")
+run(0, "train", "Tiny", *small, "--batch-size", "8", "--output", "run", "--verbose", "0")
+run(0, "evaluate", "Tiny", "--weights", "run", "--data-dir", data, "--limit", "8")
+run(2, "evaluate", "Tiny", "--weights", "run", "--data-dir", data, "--split", "x")
+run(2, "train", "Tiny", *small, "--output", "run", "--resume")
+run(2, "train", "Tiny", *small, "--output", "other", "--weights", "absent.weights.h5")
+run(2, "publish", "run", "--directory", "registry")
+run(0, "tune", "Tiny", *small[2:], "--tuner", "random", "--max-trials", "1", "--epochs", "1",
+    "--holdout", "8", "--search", "momentum", "--set", "batch_size=8", "--output", "search")
+run(0, "predict", "MFResNet20", zoo, "--top", "1")
+run(2, "predict", "MFResNet20", "absent.png")
+run(0, "info", "MFResNet20")
+run(0, "export", "MFResNet20", "--format", "litert", "--output", "a.tflite")
+run(2, "export", "MFResNet20", "--format", "keras", "--output", "a.txt")
+"""
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="which logs most")
+def test_no_subcommand_prints_log_lines_of_libraries(cifar10_dir, tmp_path):
+    from PIL import Image
+
+    picture = tmp_path / "a.png"
+    Image.fromarray(data.sample("cifar10")[0][0]).save(picture)
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    environment |= {"PYTHONPATH": os.path.dirname(__file__), "MF_ZOO_IMPORT": "tiny_zoo"}
+    process = _process(
+        "-c", _SUBCOMMANDS, str(cifar10_dir), str(picture), cwd=tmp_path, env=environment
+    )
+    assert process.returncode == 0, process.stderr
+    ours = ("# ", "mf-zoo: error: ", "note: ")
+    foreign = [line for line in process.stderr.splitlines() if not line.startswith(ours)]
+    assert foreign == []
+    assert process.stderr.count("mf-zoo: error: ") == _SUBCOMMANDS.count("run(2")
 
 
 def test_interrupted_from_the_keyboard(monkeypatch, capsys, cifar10_dir, tmp_path):

@@ -26,7 +26,7 @@ PEERS = [
             ("ResNet56", "", {}, "resnet", "resnet56_cifar10", {}),
             ("ResNet110", "", {}, "resnet", "resnet110_cifar10", {}),
             ("ResNet164", "", {}, "preresnet", "preresnet164bn_cifar10", {}),
-            ("ResNet164", "-post", {"preactivation": False}, "resnet", "resnet164bn_cifar10", {}),
+            ("PostActResNet164", "", {}, "resnet", "resnet164bn_cifar10", {}),
             ("PreActResNet110", "", {}, "preresnet", "preresnet110_cifar10", {}),
             ("ResNeXt29_32x4d", "", {"classes": 100}, "resnext", "resnext29_32x4d_cifar100", {}),
             ("ResNeXt29_8x64d", "", {}, "resnext", "get_resnext_cifar", {"bottleneck_width": 64}),

@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import textwrap
 
 import keras
 import numpy as np
@@ -15,12 +16,12 @@ from keras import ops
 from passes import arrays_of, assert_equal_batches, pass_of
 
 from mf_zoo import data
-from mf_zoo.data.cifar import _parse_split, _resolve_slice
+from mf_zoo.data.loading import parse_split, resolve_slice
 from mf_zoo.data.make_sample import choose
 
 # What everyone's copy of CIFAR-10 begins with.
 FIRST_LABELS = {"train": [6, 9, 9, 4, 1, 1, 2, 7, 8, 3], "test": [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]}
-SAMPLE = importlib.import_module("mf_zoo.data.sample")
+SAMPLE = importlib.import_module("mf_zoo.data.shipped")
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +108,16 @@ def test_slices(cifar10_dir, split, expected):
 @settings(max_examples=300, deadline=None)
 def test_a_slice_is_pythons_or_refused(count, start, stop):
     text = f"test[{'' if start is None else start}:{'' if stop is None else stop}]"
-    base, *bounds = _parse_split(text)
+    base, *bounds = parse_split(text)
     assert base == "test"
     selected = range(count)[start:stop]
     inside = all(bound is None or -count <= bound <= count for bound in (start, stop))
     if inside and selected:
-        window = _resolve_slice(text, *bounds, count)
+        window = resolve_slice(text, *bounds, count)
         assert range(count)[window] == selected
     else:
         with pytest.raises(ValueError, match=r"Received: split="):
-            _resolve_slice(text, *bounds, count)
+            resolve_slice(text, *bounds, count)
 
 
 @given(count=st.integers(2, 60_000), percent=st.integers(1, 99))
@@ -125,8 +126,8 @@ def test_a_percentage_cuts_in_two(count, percent):
     cut = round(percent * count / 100)
     if not 0 < cut < count:
         return
-    first = _resolve_slice("", *_parse_split(f"train[:{percent}%]")[1:], count)
-    second = _resolve_slice("", *_parse_split(f"train[{percent}%:]")[1:], count)
+    first = resolve_slice("", *parse_split(f"train[:{percent}%]")[1:], count)
+    second = resolve_slice("", *parse_split(f"train[{percent}%:]")[1:], count)
     assert (first.start, first.stop, second.start, second.stop) == (0, cut, cut, count)
     assert abs(cut - percent * count / 100) <= 0.5
 
@@ -186,7 +187,7 @@ def test_a_failing_download_names_both_ways_out(tmp_path, monkeypatch):
     def fail(self):
         raise ConnectionError("the server went away")
 
-    monkeypatch.setattr(sys.modules["mf_zoo.data.cifar"], "_source_answers", lambda: True)
+    monkeypatch.setattr(sys.modules["mf_zoo.data.loading"], "_answers", lambda server: True)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(data.DatasetUnavailableError, match="the server went away") as error:
         data.load("cifar10", "train", data_dir=tmp_path)
@@ -475,6 +476,23 @@ def test_augmentation_survives_saving(tmp_path, images):
         ops.convert_to_numpy(loaded(images[:8], training=True)),
         ops.convert_to_numpy(data.Augmentation.from_config(config)(images[:8], training=True)),
     )
+
+
+@pytest.mark.once
+def test_a_saved_augmentation_loads_where_the_package_is_imported(tmp_path):
+    file = tmp_path / "model.keras"
+    keras.Sequential([keras.layers.Input((8, 8, 3)), data.Augmentation(padding=3)]).save(file)
+    code = """
+        import sys
+        import keras
+        import mf_zoo.data
+
+        print(keras.saving.load_model(sys.argv[1]).layers[0].padding)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), file], capture_output=True, text=True
+    )
+    assert done.stdout == "3\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -893,14 +911,14 @@ def test_the_sample_of_cifar100_is_two_test_images_of_each_class(cifar100_dir):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_the_sample_is_small_and_checked(monkeypatch, tmp_path, name):
-    original = SAMPLE.__file__.removesuffix("sample.py") + f"samples/{name}.npz"
+    original = SAMPLE.__file__.removesuffix("shipped.py") + f"samples/{name}.npz"
     with open(original, "rb") as file:
         content = bytearray(file.read())
     assert len(content) < 600_000
     content[1000] ^= 1
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / f"{name}.npz").write_bytes(content)
-    monkeypatch.setattr(SAMPLE, "__file__", str(tmp_path / "sample.py"))
+    monkeypatch.setattr(SAMPLE, "__file__", str(tmp_path / "shipped.py"))
     with pytest.raises(ValueError, match=r"must have the sha256 .*Received: "):
         data.sample(name)
 

@@ -12,13 +12,13 @@ import keras
 import networks
 import numpy as np
 import pytest
-import tiny_zoo
 from hypothesis import strategies
+from tiny_zoo import train
 
-from mf_zoo import applications, cli, data, files
+from mf_zoo import cli, data, files
 from mf_zoo.errors import UserError
 from mf_zoo.layers import BatchNormalization, synchronize_statistics
-from mf_zoo.training import runs, train
+from mf_zoo.training import runs
 from mf_zoo.training.distribution import Group, start
 
 HERE = pathlib.Path(__file__).parent
@@ -39,10 +39,8 @@ SETTINGS = [
 def alone(cifar10_dir, tmp_path_factory):
     """The run of one process on one device, with the whole batch."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        arguments = ["train", "Steady", *SETTINGS, "--verbose", "0"]
-        assert cli.main([*arguments, "--data-dir", str(cifar10_dir), "--output", str(folder)]) == 0
+    arguments = ["train", "Steady", *SETTINGS, "--verbose", "0"]
+    assert cli.main([*arguments, "--data-dir", str(cifar10_dir), "--output", str(folder)]) == 0
     return folder
 
 

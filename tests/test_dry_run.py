@@ -8,9 +8,10 @@ from keras import layers
 
 from mf_zoo import applications, cli
 from mf_zoo.layers import BasicBlock, MeanFieldStage
+from mf_zoo.training import RunSettings
+from mf_zoo.training.assembly import dtype_policy
 from mf_zoo.training.dry_run import activation_bytes, dry_run
 from mf_zoo.training.losses import SmoothedCrossentropy
-from mf_zoo.training.runner import dtype_policy
 
 TORCH = keras.config.backend() == "torch"
 
@@ -110,7 +111,7 @@ def test_pytorch_keeps_what_is_counted(name, policy, remat):
 
 @pytest.mark.once
 def test_dry_run_of_the_default():
-    found = dry_run("MFResNet20")
+    found = dry_run(RunSettings("MFResNet20"))
     assert found["parameters"] == {"trained": 272_481, "others": 274_049 - 272_481}
     assert (found["multiply_adds"], found["input_shape"]) == (40_813_184, [32, 32, 3])
     # 50,000 images: 390 full batches and a smaller one.
@@ -134,7 +135,9 @@ def test_dry_run_counts_what_the_recipe_changes():
     recipe = get_recipe(
         "quick", batch_size=96, momentum=0.0, nesterov=False, cutmix=1.0, horizon=1.0
     )
-    found = dry_run("MFResNet20", "cifar100", recipe=recipe, limit=1000, holdout=40, devices=4)
+    found = dry_run(
+        RunSettings("MFResNet20", "cifar100", recipe=recipe, limit=1000, holdout=40), devices=4
+    )
     assert (found["images"], found["steps_per_epoch"], found["steps"]) == (960, 10, 400)
     assert (found["batch_size"], found["batch_per_device"]) == (96, 24)
     trained = 272_481 + 90 * 65
@@ -142,7 +145,9 @@ def test_dry_run_counts_what_the_recipe_changes():
     assert found["memory"]["optimizer"] == 0
     assert found["memory"]["gradients"] == 4 * trained
     assert found["memory"]["batch"] == 24 * 4 * (32 * 32 * 3 + 100)
-    halved = dry_run("MFResNet20", recipe=get_recipe(recipe, dtype_policy="mixed_bfloat16"))
+    halved = dry_run(
+        RunSettings("MFResNet20", recipe=get_recipe(recipe, dtype_policy="mixed_bfloat16"))
+    )
     assert halved["memory"]["activations"] == 96 * resnet20_bytes(32) // 2
     assert halved["memory"]["weights"] == 4 * 274_049
     assert halved["memory"]["weight_copies"] == 2 * 272_481
@@ -180,7 +185,7 @@ def test_the_command_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, cap
         ("", "A model must be named"),
         ("ResNet21", "Received: 'ResNet21'"),
         ("MFResNet20 --devices 3", "Received: batch_size=128, devices=3"),
-        ("MFResNet20 --devices 0", "`devices` must be a whole number from 1. Received: 0"),
+        ("MFResNet20 --devices 0", "`--devices` must be a whole number from 1. Received: 0"),
         ("MFResNet20 --input-size 4", "Received: input_shape=(4, 4, 3)"),
         ("MFResNet20 --dataset mnist", "Received: name='mnist'"),
         ("MFResNet20 --images 100 --holdout 100", "less than the 100 training images"),
@@ -188,7 +193,7 @@ def test_the_command_needs_no_data_and_writes_nothing(tmp_path, monkeypatch, cap
         ("MFResNet20 --on-device", "needs the JAX backend"),
         ("MFResNet20 --resume", "takes no `--resume`"),
         ("MFResNet20 --freeze stem", "counts all layers as trained. Received: --freeze stem"),
-        ("ResNet20 --horizon 2", "takes no `horizon`"),
+        ("ResNet20 --horizon 2", "takes no `--horizon`"),
     ],
 )
 def test_bad_input_to_a_dry_run(arguments, message, capsys):

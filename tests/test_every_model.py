@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from networks import SMALL, small
+from networks import SMALL, small, zoo
 
-from mf_zoo import applications, data
+from mf_zoo import applications, chains, data
 from mf_zoo.layers import stages
 
 # Trainable parameters for 10 classes without times. ResNets of basic blocks: He et al.'s networks
@@ -24,6 +24,7 @@ PARAMETERS = {
     "ResNet110": 1_730_714,
     "PreActResNet110": 1_730_522,
     "ResNet164": 1_703_258,
+    "PostActResNet164": 1_704_154,  # the number that is often quoted for ResNet-164
     "ResNeXt29_32x4d": 4_775_754,
     "ResNeXt29_8x64d": 34_426_698,
     "ResNeXt29_16x64d": 68_155_210,
@@ -37,7 +38,7 @@ def parameters(model):
     )
 
 
-@pytest.fixture(scope="module", params=applications.list_models("MF*"))
+@pytest.fixture(scope="module", params=zoo("MF*"))
 def network(request):
     """The name of a network, and the network as it is by default, one after the other."""
     keras.utils.set_random_seed(0)
@@ -54,21 +55,54 @@ def kind(request):
 def test_parameters(network):
     name, model = network
     assert model.name == name.lower()
-    assert parameters(model) == PARAMETERS[name.removeprefix("MF")]
+    architecture = applications.architecture(name)
+    assert parameters(model) == architecture.weights().trained - sum(architecture.particles)
+    assert model.count_params() == architecture.parameters()
+    assert applications.multiply_adds(model) == architecture.multiply_adds()
+    if architecture.name in PARAMETERS:
+        assert parameters(model) == PARAMETERS[architecture.name]
     assert all(stage.times.trainable for stage in stages(model))
     particles = tuple(stage.num_particles for stage in stages(model))
-    assert particles == applications.architecture(name).particles
+    assert particles == architecture.particles
     assert model.output_shape == (None, 10) and model.input_shape == (None, 32, 32, 3)
 
 
 @pytest.mark.once
-def test_post_activation_variant():
-    model = applications.ResNet164(preactivation=False)
-    assert parameters(model) == 1_704_154  # the number that is often quoted for ResNet-164
-    assert parameters(applications.MFResNet164(preactivation=False)) == 1_704_154
-    assert all(stage.activation is keras.activations.relu for stage in stages(model))
-    with pytest.raises(ValueError, match=r"preactivation=True.*Received: weights='cifar10'"):
-        applications.ResNet164(preactivation=False, weights="cifar10")
+def test_every_published_count_is_compared():
+    assert {f"MF{name}" for name in PARAMETERS} <= set(applications.list_models())
+
+
+@pytest.mark.once
+def test_activation_after_each_step(kind):
+    name, model = kind
+    expected = "linear" if SMALL[name].preactivation else "relu"
+    assert {stage.activation.__name__ for stage in stages(model)} == {expected}
+
+
+@pytest.mark.once
+def test_the_two_resnets_of_164_layers():
+    assert applications.architecture("PostActResNet164").block is chains.BOTTLENECK
+    assert applications.architecture("ResNet164").block is chains.PREACT_BOTTLENECK
+    with pytest.raises(TypeError, match="preactivation"):
+        applications.ResNet164(preactivation=False)
+
+
+@pytest.mark.once_on_torch
+def test_counts_of_other_images_and_tops(kind):
+    """Those of the architecture, which needs no Keras, are those of the network."""
+    name, _ = kind
+    architecture = SMALL[name]
+    for shape, classes in (((24, 40, 3), 7), ((33, 17, 1), 100), ((16, 16, 5), None)):
+        normalization = ((1.0,) * shape[-1], (2.0,) * shape[-1])
+        top = {"include_top": False} if classes is None else {"classes": classes}
+        model = small(name, input_shape=shape, normalization=normalization, **top)
+        counted = architecture.weights(classes, image_channels=shape[-1])
+        trained = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+        assert counted == (trained, model.count_params() - trained)
+        assert architecture.parameters(classes, image_channels=shape[-1]) == sum(counted)
+        assert architecture.multiply_adds(shape, classes) == applications.multiply_adds(model)
+        outputs = [stage.output.shape[1:] for stage in stages(model)]
+        assert architecture.stage_shapes(shape) == outputs
 
 
 def test_the_body_of_any_size_takes_the_same_weights(kind):

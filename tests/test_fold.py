@@ -37,8 +37,8 @@ def test_same_outputs_in_plain_layers(kind, split_groups):
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     # A BatchNormalization that follows no convolution stays: the first of a block, the last one.
-    blocks = 3 * SMALL[kind].blocks
-    after_stem = SMALL[kind].has_head[0]
+    blocks = sum(SMALL[kind].blocks)
+    after_stem = SMALL[kind].has_entry[0]
     expected = blocks + 1 - after_stem if SMALL[kind].preactivation else 0
     assert kinds(plain).get("BatchNormalization", 0) == expected
     grouped = [layer for layer in plain.layers if getattr(layer, "groups", 1) > 1]

@@ -260,7 +260,7 @@ def test_trains_with_keras_and_one_backend_alone(backend, other, builder, tmp_pa
     assert python(code, tmp_path, KERAS_BACKEND=backend).split() == [backend, "True", "True"]
 
 
-@pytest.mark.parametrize("room", ["training", "tuning", "reporting"])
+@pytest.mark.parametrize("room", ["data", "training", "tuning", "reporting"])
 def test_lazy_names_are_what_they_say_however_often_they_are_asked_for(room):
     package = importlib.import_module(f"mf_zoo.{room}")
     modules = {file.stem for file in (ROOT / "mf_zoo" / room).glob("*.py")}

@@ -3,6 +3,10 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
+import textwrap
+import warnings
 
 import keras
 import numpy as np
@@ -32,6 +36,18 @@ def test_decoding_by_hand():
     decoded = applications.decode_predictions(keras.ops.convert_to_tensor(scores), top=3)
     assert decoded[0] == [(3, "cat", 0.5), (1, "automobile", 0.25), (5, "dog", 0.25)]
     assert decoded[1] == [(9, "truck", 1.0), (0, "airplane", 0.0), (1, "automobile", 0.0)]
+
+
+@pytest.mark.once
+def test_decoding_by_the_name_of_the_dataset():
+    scores = np.eye(10, dtype="float32")[[7]]
+    for arguments, name in (
+        ({}, "horse"),  # of CIFAR-10, the first that has ten
+        ({"dataset": "fashion_mnist"}, "Sneaker"),
+        ({"dataset": "svhn_cropped"}, "7"),
+    ):
+        decoded = applications.decode_predictions(scores, top=1, **arguments)
+        assert decoded == [[(7, name, 1.0)]]
 
 
 @pytest.mark.once
@@ -198,6 +214,7 @@ def test_a_damaged_file_is_an_image_or_one_clear_error(encoded, tmp_path_factory
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore::mf_zoo.data.SmallImageWarning")
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 200),
@@ -255,7 +272,6 @@ def test_folders_are_searched(tmp_path):
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """A network of 100 classes, and the arguments that make `mf-zoo predict` use it."""
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     keras.utils.set_random_seed(1)
     model = tiny_zoo.tiny(classes=100)
     file = tmp_path / "tiny.weights.h5"
@@ -287,6 +303,72 @@ def test_predict_says_what_the_model_says(tiny, tmp_path, capsys):
         np.testing.assert_allclose(
             [p["probability"] for p in row["predictions"]], expected[order], rtol=1e-3, atol=1e-6
         )
+
+
+@pytest.mark.once
+def test_predict_answers_for_the_files_that_are_there(tiny, tmp_path, capsys):
+    _, arguments = tiny
+    good = _save(tmp_path, "good.jpg", data.sample("cifar10")[0][0])
+    (tmp_path / "empty").mkdir()
+    absent, empty = str(tmp_path / "nosuch.jpg"), str(tmp_path / "empty")
+    assert main(["predict", *arguments, absent, str(good), empty]) == 2
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == str(good) and len(output.out.splitlines()) == 6
+    lines = output.err.splitlines()
+    assert lines == [
+        f"mf-zoo: error: An image file must exist. Received: {absent}",
+        f"mf-zoo: error: A folder must hold image files. Received: {empty}",
+    ]
+    assert main(["predict", *arguments, absent, str(good), "--json"]) == 2
+    assert [row["image"] for row in json.loads(capsys.readouterr().out)] == [str(good)]
+
+
+@pytest.mark.once
+def test_predict_looks_at_paths_before_it_imports_keras(tmp_path):
+    code = """
+        import sys
+        import mf_zoo.cli
+
+        sys.modules["keras"] = None  # to import it is an error
+        print(mf_zoo.cli.main(["predict", "ResNet20", sys.argv[1]]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), tmp_path], capture_output=True, text=True
+    )
+    assert done.stdout == "2\n" and "must hold image files" in done.stderr, done.stderr
+
+
+@pytest.mark.once
+def test_tiny_pictures_are_answered_with_a_warning(tiny, tmp_path, capsys):
+    _, arguments = tiny
+    pixels = data.sample("cifar10")[0][0]
+    small = _save(tmp_path, "small.png", pixels[:1, :1])
+    thin = _save(tmp_path, "thin.png", pixels[:7])
+    enough = _save(tmp_path, "enough.png", pixels[:8, :8])
+    assert main(["predict", *arguments, str(small), str(thin), str(enough), "--top", "1"]) == 0
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 6
+    lines = output.err.splitlines()
+    assert [line.startswith("mf-zoo: warning: ") for line in lines] == [True, True]
+    assert f"{small}: 1 x 1 pixels" in lines[0] and f"{thin}: 7 x 32 pixels" in lines[1]
+    # In Python too, but not where the wanted size is as small.
+    with pytest.warns(data.SmallImageWarning, match=r"8 pixels.*Received: .*thin"):
+        data.read_image(thin)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.read_image(thin, size=(7, 9))
+        data.read_image(enough)
+
+
+@pytest.mark.once
+def test_pictures_in_greys(tmp_path):
+    pixels = data.sample("cifar10")[0][0]
+    file = _save(tmp_path, "a.png", pixels)
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    np.testing.assert_array_equal(data.read_image(file, channels=1), grey[..., None])
+    assert data.read_image(file, size=(28, 20), channels=1).shape == (28, 20, 1)
+    with pytest.raises(ValueError, match=r"must be 1 or 3\. Received: channels=4"):
+        data.read_image(file, channels=4)
 
 
 @pytest.mark.once
@@ -323,7 +405,6 @@ def test_predict_knows_real_images_at_any_size(tmp_path, capsys, kind):
 
 @pytest.mark.once
 def test_predict_with_the_weights_of_a_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     run = tmp_path / "run"
     run.mkdir()
     keras.utils.set_random_seed(1)
@@ -356,7 +437,8 @@ def test_predict_takes_the_only_weights_there_are(tmp_path, monkeypatch, capsys)
     file = "mf_resnet20-cifar100.weights.h5"
     other = {"name": "cifar100", "dataset": "cifar100", "file": file, "classes": 100}
     other = dataclasses.replace(record, **other)
-    monkeypatch.setattr(applications, "get", lambda name: build)
+    network = applications.Network("Any", applications.architecture("Tiny"), False, build)
+    monkeypatch.setattr(applications, "network", lambda name: network)
     file = _save(tmp_path, "a.png", data.sample("cifar10")[0][0])
     strong = dataclasses.replace(
         other, name="cifar100-strong", file="mf_resnet20-cifar100-strong.weights.h5"

@@ -8,20 +8,35 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import mf_zoo
 from mf_zoo import applications, data, weights
 from mf_zoo.layers import stages
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+DOCUMENTS = ["README.md", *(f"docs/{name}" for name, text in PAGES.items() if ": begin" in text)]
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("document", ["README.md", "docs/imagenet.md"])
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 150
+    documents = {ROOT / "README.md": README} | {
+        ROOT / "docs" / name: text for name, text in PAGES.items()
+    }
+    for path, text in documents.items():
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_generated_tables_are_up_to_date(document, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import update_readme
 
-    assert document in update_readme.DOCUMENTS
+    assert set(update_readme.DOCUMENTS) == set(DOCUMENTS)
     text = (ROOT / document).read_text(encoding="utf-8")
     assert update_readme.updated(text, document) == text
     sys.modules.pop("update_readme")
@@ -31,7 +46,8 @@ def test_generated_tables_are_up_to_date(document, monkeypatch):
 def test_every_command_of_the_readme_is_a_command(capsys):
     from mf_zoo.cli import main
 
-    commands = set(re.findall(r"mf-zoo ([a-z]+)", README))
+    text = "\n".join([README, *PAGES.values()])
+    commands = set(re.findall(r"mf-zoo ([a-z]+)", text))
     assert {"train", "evaluate", "recipes"} <= commands
     for command in commands:
         with pytest.raises(SystemExit) as exit_:
@@ -39,7 +55,7 @@ def test_every_command_of_the_readme_is_a_command(capsys):
         assert exit_.value.code == 0
         assert command in capsys.readouterr().out
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"`?make ([a-z]+)`?", README)) - {"readme"}:
+    for target in set(re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", targets, re.MULTILINE), target
 
 
@@ -48,7 +64,7 @@ def test_the_plan_for_imagenet_is_true(monkeypatch, capsys):
     from mf_zoo import cli
 
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import scaling
+    from benchmarks.scaling import __main__ as scaling
 
     text = (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8")
     commands = [line.split() for line in re.findall(r"^    (.*)", text.replace("\\\n", ""), re.M)]
@@ -71,6 +87,18 @@ def test_the_plan_for_imagenet_is_true(monkeypatch, capsys):
     assert (parsed["--epochs"], parsed["--image-size"]) == ("90", "224")
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "imagenet.md", "exec")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+@pytest.mark.once_on_torch
+def test_the_examples_of_the_pages_run_as_written(page, tmp_path, monkeypatch):
+    """All but those that need data or several machines, which say ```python no-run."""
+    monkeypatch.chdir(tmp_path)
+    names = {"mf_zoo": mf_zoo, "keras": keras}
+    for kind, block in re.findall(r"```(python[^\n]*)\n(.*?)```", PAGES[page], re.DOTALL):
+        code = compile(block, page, "exec")
+        if kind == "python":
+            exec(code, names)
 
 
 def test_the_examples_run_as_written(tmp_path, monkeypatch):

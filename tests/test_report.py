@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mf_zoo import cli
 from mf_zoo.errors import UserError
 from mf_zoo.files import write_rows
+from mf_zoo.markdown import table
 from mf_zoo.reporting import pictures, published
 from mf_zoo.reporting.cell import cells, read_results
 from mf_zoo.reporting.report import markdown
@@ -45,8 +46,11 @@ def test_quantiles_by_integration_of_the_density(degrees):
     assert total * 2 * t / n / 3 == pytest.approx(0.95, abs=6e-5)
 
 
-def test_quantiles_between_and_beyond_the_table_are_on_the_safe_side():
-    assert (t_975(31), t_975(59), t_975(1000)) == (2.042, 2.021, 1.984)
+def test_quantiles_of_many_degrees_and_of_none():
+    # Those of the table of NIST/SEMATECH, 1.3.6.7.2; beyond it the normal law's 1.960.
+    found = [t_975(degrees) for degrees in (31, 40, 60, 100)]
+    assert found == pytest.approx([2.040, 2.021, 2.000, 1.984], abs=5e-4)
+    assert t_975(10**9) == pytest.approx(1.959964, abs=1e-6)
     with pytest.raises(ValueError, match=r"at least 1\. Received: degrees=0"):
         t_975(0)
 
@@ -54,9 +58,9 @@ def test_quantiles_between_and_beyond_the_table_are_on_the_safe_side():
 def test_an_interval_by_hand():
     values = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]
     # Mean 5; 9 + 1 + 1 + 1 + 0 + 0 + 4 + 16 = 32; 32 / 7 = 4.5714; its root 2.1381;
-    # 2.365 * 2.1381 / sqrt(8) = 1.7878.
+    # 2.36462 * 2.13809 / sqrt(8) = 1.78749.
     assert deviation(values) == pytest.approx(2.13809, abs=1e-5)
-    assert t_interval(values) == pytest.approx((3.2122, 6.7878), abs=1e-4)
+    assert t_interval(values) == pytest.approx((3.21251, 6.78749), abs=1e-5)
     assert t_interval([1.0]) is None and deviation([1.0]) is None
 
 
@@ -82,7 +86,10 @@ def test_published_figures_are_those_of_the_design_notes():
     assert found("ResNet44") == [7.17, 5.99, None]
     assert found("MFResNeXt29_32x4d") == [None, 5.27, 3.15]
     assert found("ResNet164", "cifar100") == [24.33, None, 20.44]
-    assert all(entry.source for entry in published.PUBLISHED)
+    # Others' 6.11 and 28.86 are not of this network.
+    assert found("ResNet110") == [6.43, 6.60, 3.69]
+    assert found("ResNet110", "cifar100") == [None, None, 22.80]
+    assert all(entry.source.title and entry.source.note for entry in published.PUBLISHED)
 
 
 # --- Tables ----------------------------------------------------------------------------------
@@ -177,6 +184,31 @@ def test_tables_by_hand(tmp_path):
     )
     assert "best public: osmr/imgclsmob" in text and "bearpaw" not in text
     assert text.endswith("- device: chip\n- backend: jax\n- versions: keras-3\n")
+
+
+def test_what_each_published_figure_is_stands_beside_the_table(tmp_path):
+    lines = [_line(model, 0, 6.0) for model in ("ResNet110", "ResNet20", "ResNeXt29_32x4d")]
+    text = markdown(_results(tmp_path, lines))
+    notes = text.split("Published figures are of the plain network:\n\n")[1].split("\n\n")[0]
+    starts = [line.split(",")[0] for line in notes.splitlines()]
+    assert starts == [
+        "- paper: He et al.",
+        "- public recipe: bearpaw/pytorch-classification",
+        "- public recipe: chenyaofo/pytorch-cifar-models",
+        "- public recipe: kuangliu/pytorch-cifar",
+        "- best public: osmr/imgclsmob",
+    ]
+    he, bearpaw, *_, osmr = notes.splitlines()
+    assert he.endswith("table 6. One run. Of ResNet110 the best of five runs, whose mean is 6.61.")
+    assert "pull request 9" in bearpaw and "bottleneck ResNet-164" in bearpaw
+    assert osmr.endswith("README. The best epoch on the test images.")
+    assert "best of five" not in markdown(_results(tmp_path, lines[1:]))
+
+
+def test_rows_of_a_table_have_a_cell_for_each_column():
+    assert table(["a", "b"], [["1", ""]]) == "| a | b |\n|---|---|\n| 1 |  |"
+    with pytest.raises(ValueError, match=r"columns \['a', 'b'\]\. Received: \['1'\]"):
+        table(["a", "b"], [["1"]])
 
 
 def test_a_sweep_is_compared_with_the_plain_network_of_the_same_recipe(tmp_path):

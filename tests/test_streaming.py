@@ -14,9 +14,11 @@ import pytest
 from keras import ops
 from passes import arrays_of, assert_equal_batches, pass_of
 from PIL import Image, ImageOps
+from tfds_folders import prepare
 
 from mf_zoo import data
-from mf_zoo.data import streaming
+from mf_zoo.data.streaming.grain_reader import Records
+from mf_zoo.data.streaming.source import Stream
 
 pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("grain")
@@ -141,7 +143,7 @@ def test_processes_augment_differently(real):
     images, labels = real[0][:32], real[1][:32]
     results = set()
     for index in range(3):
-        source = streaming._Stream(
+        source = Stream(
             64,
             32,
             augment=data.Augmentation(),
@@ -183,9 +185,7 @@ def test_the_engines_crop_alike(open_stream):
 
 @pytest.mark.once
 def test_random_crops_are_what_they_are_said_to_be():
-    source = streaming._Stream(
-        4000, 100, image_shape=(224, 224, 3), crop="random", shard=(0, 1), seed=0
-    )
+    source = Stream(4000, 100, image_shape=(224, 224, 3), crop="random", shard=(0, 1), seed=0)
     boxes = np.array([source.box(0, position, 1200, 1000) for position in range(4000)])
     top, left, height, width = boxes.T
     assert (boxes >= 0).all() and (top + height).max() <= 1200 and (left + width).max() <= 1000
@@ -271,9 +271,9 @@ def test_files_are_read_as_they_are_needed(open_stream, cifar10_dir, real, tmp_p
 @pytest.mark.once
 def test_only_batches_in_work_are_read(open_stream, monkeypatch):
     numbers = []
-    read = streaming._Records.__getitem__
+    read = Records.__getitem__
     monkeypatch.setattr(
-        streaming._Records,
+        Records,
         "__getitem__",
         lambda self, number: numbers.append(number) or read(self, number),
     )
@@ -357,28 +357,6 @@ def test_wrong_stream_arguments(cifar10_dir, change, kind, message):
     arguments = {"name": "cifar10", "split": "train", "data_dir": cifar10_dir / "array_record"}
     with pytest.raises(kind, match=rf"(?s){message}.*Received: "):
         data.stream(**{**arguments, **change})
-
-
-def prepare(folder, features, examples, file_format="tfrecord"):
-    """Prepares a dataset named `pictures` in `folder` by tensorflow-datasets."""
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-
-        class Pictures(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                described = tfds.features.FeaturesDict(features(tfds.features))
-                return tfds.core.DatasetInfo(builder=self, features=described)
-
-            def _split_generators(self, dl_manager):
-                return {"train": self._generate_examples()}
-
-            def _generate_examples(self):
-                yield from enumerate(examples)
-
-    Pictures(data_dir=folder).download_and_prepare(file_format=file_format)
 
 
 def kinds(features):

@@ -20,23 +20,23 @@ import pytest
 import tiny_zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_zoo import train
 
-from mf_zoo import applications, data, files, weights
+from mf_zoo import data, files, weights
+from mf_zoo.errors import UserError
 from mf_zoo.layers import quadrature
 from mf_zoo.training import (
     RECIPES,
     Recipe,
-    UserError,
     evaluate,
     evaluate_weights,
     get_recipe,
     on_device,
-    runner,
     runs,
-    train,
 )
 from mf_zoo.training.callbacks import order_swaps
 from mf_zoo.training.evaluation import calibration_error
+from mf_zoo.training.folder import open_folder
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.recipes import load_recipe, parse_override, recipe_toml
 from mf_zoo.training.schedules import learning_rate_schedule
@@ -356,25 +356,18 @@ COMMAND = [
 TENSORBOARD = all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
 
 
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
-
-
 @pytest.fixture(scope="module")
 def finished(cifar10_dir, tmp_path_factory):
     """A run that was let alone."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        train(
-            "Tiny",
-            data_dir=cifar10_dir,
-            output=folder,
-            eval_every=3,
-            tensorboard=TENSORBOARD,
-            **OPTIONS,
-        )
+    train(
+        "Tiny",
+        data_dir=cifar10_dir,
+        output=folder,
+        eval_every=3,
+        tensorboard=TENSORBOARD,
+        **OPTIONS,
+    )
     return folder
 
 
@@ -554,7 +547,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
     # Asked to stop in the middle of the third.
     process = _run_process("SIGTERM", "2.2", *resume)
     assert process.returncode == 143, process.stderr
-    assert f"after epoch 2; go on with: mf-zoo train --resume --output {folder}" in process.stderr
+    assert f"after epoch 2; resume with: mf-zoo train --resume --output {folder}" in process.stderr
     assert "Traceback" not in process.stderr
     with open(folder / "history.csv", "a") as file:
         file.write("3,0.0")  # as if killed while writing a row
@@ -682,10 +675,10 @@ def test_a_run_older_than_a_value_of_the_recipe_is_resumed(tmp_path):
     older = {key: value for key, value in recipe.items() if key != "cutmix"}
     config = {"model": "Tiny", "backend": keras.config.backend(), "recipe": older}
     files.write_json(tmp_path / runs.CONFIG, config)
-    assert runner.open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
+    assert open_folder(tmp_path, {"model": "Tiny", "recipe": recipe}, resume=True)
     with pytest.raises(UserError, match=r"cutmix is 0\.0 there and 1\.0 here"):
         changed = {"model": "Tiny", "recipe": {**recipe, "cutmix": 1.0}}
-        runner.open_folder(tmp_path, changed, resume=True)
+        open_folder(tmp_path, changed, resume=True)
 
 
 # --- On the device ---------------------------------------------------------------------------
@@ -780,7 +773,9 @@ def test_no_room_for_a_checkpoint_keeps_the_one_before(
 def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path):
     run = {"data_dir": cifar10_dir, **OPTIONS}
     for resume in (False, True):
-        with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
+        with pytest.raises(
+            UserError, match=r"is finished.*result\.json.*mf-zoo evaluate.*Received: output="
+        ):
             train("Tiny", output=finished, resume=resume, **run)
     folder = tmp_path / "begun"
     folder.mkdir()
@@ -788,7 +783,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path
     with pytest.raises(UserError, match=r"must be new or empty. Received"):
         train("Tiny", output=folder, **run)
     (folder / "config.json").write_text((finished / "config.json").read_text())
-    with pytest.raises(UserError, match=r"holds a run already.*--resume"):
+    with pytest.raises(UserError, match=r"holds a run already: resume it by --resume"):
         train("Tiny", output=folder, **run)
     with pytest.raises(UserError) as error:
         changed = {**run, "seed": 4, "recipe": RECIPE.replace(epochs=9)}
@@ -850,7 +845,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(cifar10_dir, tmp_p
     run = {"data_dir": cifar10_dir, "output": folder, **OPTIONS}
     for change, message in (
         ({"model": "ResNet21"}, "Model must be one of.*MFResNet20.*Received: 'ResNet21'"),
-        ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: 0"),
+        ({"eval_every": 0}, "`eval_every` must be a whole number from 1. Received: eval_every=0"),
         ({"recipe": "slow"}, "paper, cosine, quick.*Received: 'slow'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,21 +20,25 @@ import tiny_zoo
 
 from mf_zoo import applications, cli, data, files, layers
 from mf_zoo.errors import UserError
-from mf_zoo.training import RECIPES, Recipe, evaluate, runs
+from mf_zoo.training import RECIPES, Recipe, evaluate
 from mf_zoo.training.recipes import load_recipe
-from mf_zoo.tuning import SPACE, MeanFieldHyperModel, oracles, search, tune
+from mf_zoo.tuning import (
+    SPACE,
+    MeanFieldHyperModel,
+    SearchSettings,
+    oracles,
+    results,
+    search,
+    tune,
+)
 from mf_zoo.tuning.picture import parallel_coordinates
 from mf_zoo.tuning.space import MEAN_FIELD, check_space, format_search, parse_search
 
 HERE = pathlib.Path(__file__).parent
+OLD = HERE / "fixtures" / "version-0.1" / "search"
 BOTH = ("Tiny", "TinyPlain")
 # Three steps an epoch of 24 images.
 RECIPE = RECIPES["quick"].replace(epochs=3, warmup_epochs=1.0, batch_size=8, learning_rate=0.05)
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
 
 
 def _images(count=24):
@@ -299,17 +304,62 @@ def test_new_entries_may_be_left_at_their_defaults(tmp_path, monkeypatch):
         assert found.replace(**changed) == recipe.replace(**changed)
 
 
+# --- Settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.once
+def test_settings_are_plain_data_and_back():
+    settings = SearchSettings(
+        BOTH,
+        tuner="grid",
+        limit=100,
+        freeze="st*",
+        recipe=RECIPE,
+        search={"momentum": None, "learning_rate": (0.01, 1)},
+    )
+    stored = json.loads(json.dumps(settings.to_dict()))
+    assert stored["search"] == ["learning_rate=0.01:1.0", "momentum=0.8,0.9,0.95,0.98"]
+    assert SearchSettings.from_dict({**stored, "date": "today"}) == settings
+    # Values that came later have their defaults in older files.
+    for name in ("weights", "freeze", "weights_sha256"):
+        del stored[name]
+    del stored["recipe"]["reorder"]
+    assert SearchSettings.from_dict(stored) == settings.replace(freeze=())
+    assert SearchSettings("Tiny").models == ("Tiny",)
+    assert SearchSettings("Tiny", recipe="paper").recipe == RECIPES["paper"]
+    assert SearchSettings("Tiny").to_dict()["search"] is None
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"models": ()}, r"one name or several different ones\. Received: \(\)"),
+        ({"models": ("Tiny", "Tiny")}, r"several different ones\. Received: \('Tiny', 'Tiny'\)"),
+        ({"tuner": "best"}, r"random, bayesian, hyperband, grid\. Received: tuner='best'"),
+        ({"holdout": 0}, r"never made on test images\. Received: holdout=0"),
+        ({"max_trials": 0}, r"from 1\. Received: max_trials=0"),
+        ({"seed": 1.0}, r"from 0\. Received: seed=1\.0"),
+        ({"search": ["wieght_decay"]}, "did you mean 'weight_decay'"),
+        ({"recipe": "slow"}, "`recipe` must be one of.*Received: 'slow'"),
+    ],
+)
+def test_bad_settings(values, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSettings(**{"models": "Tiny", **values})
+
+
 # --- What tuners explore ---------------------------------------------------------------------
 
 
 def _instant_search(folder, monkeypatch, tuner="random", resume=False, **options):
     """`tune` with trials that take no time; the rows of the table, without times of day."""
     monkeypatch.setattr(search, "MeanFieldHyperModel", Instant)
-    monkeypatch.setattr(search, "_load_data", lambda *_: ((None, None), (None, None)))
-    monkeypatch.setattr(search, "_draw", lambda *_: None)
+    monkeypatch.setattr(search, "load_data", lambda *_: ((None, None), (None, None)))
+    monkeypatch.setattr(results, "_draw", lambda *_: None)
     monkeypatch.setattr(oracles.Tuner, "run_trial", _instant_trial)
-    options = {"recipe": RECIPE, "seed": 0, "verbose": 0, **options}
-    tune(BOTH, output=folder, tuner=tuner, resume=resume, **options)
+    settings = SearchSettings(BOTH, tuner=tuner, **{"recipe": RECIPE, "seed": 0, **options})
+    tune(settings, folder, resume=resume, verbose=0)
     return _rows(folder / "trials.csv")
 
 
@@ -443,7 +493,7 @@ def test_a_search_killed_at_any_write_ends_the_same(tuner, tmp_path, monkeypatch
         writes.append(path.name)
         write(path, content)
 
-    monkeypatch.setattr(runs, "write_json", count)
+    monkeypatch.setattr(files, "write_json", count)
     expected = _instant_search(tmp_path / "whole", monkeypatch, tuner, **options)
     assert len(expected) >= 5
     total = len(writes)
@@ -460,10 +510,10 @@ def test_a_search_killed_at_any_write_ends_the_same(tuner, tmp_path, monkeypatch
             left -= 1
             write(path, content)
 
-        monkeypatch.setattr(runs, "write_json", count_down)
+        monkeypatch.setattr(files, "write_json", count_down)
         with pytest.raises(Killed):
             _instant_search(folder, monkeypatch, tuner, **options)
-        monkeypatch.setattr(runs, "write_json", write)
+        monkeypatch.setattr(files, "write_json", write)
         assert _instant_search(folder, monkeypatch, tuner, resume=True, **options) == expected, (
             f"killed at write {kill} of {total}, {writes[kill]}"
         )
@@ -534,10 +584,8 @@ COMMAND = [
 def finished(cifar10_dir, tmp_path_factory):
     """The folder of a search that was let alone."""
     folder = tmp_path_factory.mktemp("searches") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(applications, "get", tiny_zoo.get)
-        arguments = [*COMMAND, "--data-dir", str(cifar10_dir), "--output", str(folder)]
-        assert cli.main(arguments) == 0
+    arguments = [*COMMAND, "--data-dir", str(cifar10_dir), "--output", str(folder)]
+    assert cli.main(arguments) == 0
     return folder
 
 
@@ -641,6 +689,25 @@ def test_a_killed_search_goes_on_to_the_same_trials(finished, cifar10_dir, tmp_p
     assert (finished / "best.toml").read_text() == (folder / "best.toml").read_text()
 
 
+@pytest.mark.once_on_torch
+def test_a_search_begun_by_version_0_1_is_resumed(finished, cifar10_dir, tmp_path, capsys):
+    """Of the two trials of the search in `finished` one was done."""
+    folder = tmp_path / "search"
+    shutil.copytree(OLD, folder)
+    (before,) = _rows(folder / "trials.csv")
+    command = ["tune", "--resume", "--output", str(folder), "--data-dir", str(cifar10_dir)]
+    assert "seed is 5 there and 6 here" in _fails(capsys, *command, "--seed", "6")
+    assert cli.main(command) == 0
+    assert "trial 0 (" not in capsys.readouterr().out
+    first, second = _rows(folder / "trials.csv")
+    assert first == before
+    expected = _rows(finished / "trials.csv")[1]
+    for name in ("trial", "status", "epochs", "model", "learning_rate", "momentum"):
+        assert second[name] == expected[name]
+    # Another processor rounds otherwise.
+    assert float(second["val_loss"]) == pytest.approx(float(expected["val_loss"]), rel=1e-3)
+
+
 # --- Models and their training ---------------------------------------------------------------
 
 
@@ -710,7 +777,7 @@ def test_frozen_layers_stay_and_others_learn(tmp_path):
 
 @pytest.mark.once
 def test_pretrained_weights_with_another_head():
-    with pytest.warns(UserWarning, match=r"have 10 classes.*head for 2 classes starts afresh"):
+    with pytest.warns(UserWarning, match=r"10 classes.*classifier for 2 classes starts afresh"):
         hypermodel = MeanFieldHyperModel(
             "MFResNet20", weights="cifar10", classes=2, freeze="stage[12]"
         )
@@ -824,8 +891,8 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     assert "holds no search to resume" in _fails(capsys, *command, "--resume")
     assert _fails(capsys, *command, "ResNet21").endswith("Received: 'ResNet21'\n")
     assert "never made on test images" in _fails(capsys, *command, "Tiny", "--holdout", "0")
-    assert "Received: 0" in _fails(capsys, *command, "Tiny", "--max-trials", "0")
-    assert "from 0. Received: -1" in _fails(capsys, *command, "Tiny", "--seed", "-1")
+    assert "Received: max_trials=0" in _fails(capsys, *command, "Tiny", "--max-trials", "0")
+    assert "from 0. Received: seed=-1" in _fails(capsys, *command, "Tiny", "--seed", "-1")
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--search", "momentun")
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--set", "momentun=0")
     both = ("--search", "momentum", "--set", "momentum=0.5")
@@ -838,7 +905,7 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     assert "not contain 'chief'" in _fails(capsys, *worker, "--tuner-id", "../x")
     for address in ("127.0.0.1", "localhost:0", "localhost:70000", ":", "a b:1"):
         error = _fails(capsys, *command, "Tiny", "--chief", address)
-        assert f"`chief` must be HOST:PORT. Received: {address!r}" in error
+        assert f"`--chief` must be HOST:PORT. Received: {address!r}" in error
     missing = ("--weights", tmp_path / "none.weights.h5")
     assert "must exist before it is loaded" in _fails(capsys, *command, "Tiny", *missing)
     assert "Received: --freeze ['stem']" in _fails(capsys, *worker, "--freeze", "stem")
@@ -855,28 +922,28 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
 
 @pytest.mark.once
 def test_set_values_are_not_searched(monkeypatch, capsys, tmp_path):
-    seen = {}
+    seen = []
 
-    def stop(models, **options):
-        seen.update(options)
+    def stop(settings, output, **options):
+        seen.append(settings)
         raise UserError("enough. Received: it")
 
     monkeypatch.setattr(search, "tune", stop)
     command = ("tune", "Tiny", "--output", tmp_path / "a", "--epochs", "8")
     _fails(capsys, *command, "--set", "learning_rate=0.1", "--set", "horizon=2")
-    assert set(seen["search"]) == set(SPACE) - {"learning_rate", "horizon"}
-    assert (seen["recipe"].learning_rate, seen["recipe"].horizon) == (0.1, 2.0)
+    assert set(seen[0].search) == set(SPACE) - {"learning_rate", "horizon"}
+    assert (seen[0].recipe.learning_rate, seen[0].recipe.horizon) == (0.1, 2.0)
     # `quick` of 8 epochs: the shape of its schedule is kept.
-    assert (seen["recipe"].epochs, seen["recipe"].warmup_epochs) == (8, 1.6)
+    assert (seen[0].recipe.epochs, seen[0].recipe.warmup_epochs) == (8, 1.6)
     _fails(capsys, *command)
-    assert seen["search"] is None
+    assert seen[1].search is None
 
 
 @pytest.mark.once
 def test_folders_that_are_not_ours_to_write(tmp_path, monkeypatch):
     _instant_search(tmp_path / "a", monkeypatch, max_trials=2)
     for resume in (False, True):
-        with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
+        with pytest.raises(UserError, match=r"is finished, with its result in .*result\.json"):
             _instant_search(tmp_path / "a", monkeypatch, max_trials=2, resume=resume)
     (tmp_path / "a" / "result.json").unlink()
     with pytest.raises(UserError, match=r"holds a search already.*--resume"):
@@ -916,7 +983,7 @@ def test_tuning_without_keras_tuner(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.once
-def test_an_interrupted_search_says_how_to_go_on(monkeypatch, capsys, cifar10_dir, tmp_path):
+def test_an_interrupted_search_says_how_to_resume(monkeypatch, capsys, cifar10_dir, tmp_path):
     def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -924,7 +991,7 @@ def test_an_interrupted_search_says_how_to_go_on(monkeypatch, capsys, cifar10_di
     folder = tmp_path / "a search"
     arguments = [*COMMAND, "--data-dir", str(cifar10_dir), "--output", str(folder)]
     assert cli.main(arguments) == 130
-    assert f"go on with: mf-zoo tune --resume --output '{folder}'" in capsys.readouterr().err
+    assert f"resume with: mf-zoo tune --resume --output '{folder}'" in capsys.readouterr().err
 
 
 @pytest.mark.once

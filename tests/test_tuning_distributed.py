@@ -11,11 +11,10 @@ import sys
 
 import keras_tuner
 import pytest
-import tiny_zoo
 
-from mf_zoo import applications, cli
+from mf_zoo import cli
 from mf_zoo.errors import UserError
-from mf_zoo.tuning import oracles, search
+from mf_zoo.tuning import SearchSettings, chief, oracles, tune, work
 
 pytestmark = pytest.mark.once_on_torch
 
@@ -67,7 +66,7 @@ def test_the_trial_of_a_lost_worker_is_run_by_another(tmp_path, clock, capsys):
     assert (again.trial_id, again.status) == (lost.trial_id, "RUNNING")
     assert not again.metrics.exists("val_accuracy")
     assert again.hyperparameters.values == lost.hyperparameters.values
-    assert "trial 0: b goes on for a, not heard of for 10 s" in capsys.readouterr().out
+    assert "trial 0: b takes it over from a, not heard of for 10 s" in capsys.readouterr().out
     assert oracle.tuner_ids == {"b"}
     _end(oracle, again)
     assert oracle.create_trial("b").status == "STOPPED"
@@ -162,25 +161,25 @@ def test_without_a_timeout_nobody_is_lost(tmp_path, clock):
     ],
 )
 def test_addresses(given, address, loopback, tmp_path):
-    assert search.check_address("chief", given) == address
+    assert chief.check_address("chief", given) == address
     if not loopback:
         with pytest.raises(
             UserError, match=r"neither encrypted nor protected.*--allow-remote.*Rec"
         ):
-            search.tune("MFResNet20", output=tmp_path / "a", chief=given)
+            tune(SearchSettings("MFResNet20"), tmp_path / "a", chief=given)
         assert not (tmp_path / "a").exists()
-    assert search._is_loopback(address) == loopback
+    assert chief.is_loopback(address) == loopback
 
 
 def test_the_environment_is_as_before(monkeypatch):
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "mine")
     monkeypatch.setenv("no_proxy", "example.org")
     before = dict(os.environ)
-    with search._environment("127.0.0.1:90", "chief"):
+    with chief.environment("127.0.0.1:90", "chief"):
         assert os.environ["KERASTUNER_ORACLE_IP"] == "127.0.0.1"
         assert os.environ["KERASTUNER_ORACLE_PORT"] == "90"
         assert os.environ["KERASTUNER_TUNER_ID"] == "chief"
-        assert os.environ[search._NO_PROXY] == "example.org,127.0.0.1"
+        assert os.environ[chief._NO_PROXY] == "example.org,127.0.0.1"
     assert dict(os.environ) == before
 
 
@@ -188,16 +187,16 @@ def test_a_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"can listen at: .*in use\. Received: '{address}'"):
-            search.tune("MFResNet20", output=tmp_path / "a", chief=address)
+            tune(SearchSettings("MFResNet20"), tmp_path / "a", chief=address)
 
 
 def test_a_worker_without_a_chief(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "_PATIENCE", 0.1)
+    monkeypatch.setattr(chief, "_PATIENCE", 0.1)
     with pytest.raises(UserError, match=r"No chief answers.*Received: 127\.0\.0\.1:9"):
-        search.work(tmp_path, worker="127.0.0.1:9")
+        work(tmp_path, worker="127.0.0.1:9")
     (tmp_path / "result.json").touch()
     with pytest.raises(UserError, match=r"is finished: see .*result\.json"):
-        search.work(tmp_path, worker="127.0.0.1:9")
+        work(tmp_path, worker="127.0.0.1:9")
 
 
 # --- Processes -------------------------------------------------------------------------------
@@ -237,7 +236,7 @@ def test_a_search_survives_a_worker_killed_in_mid_trial(cifar10_dir, tmp_path, m
             process.kill()
     logs = {path.stem: path.read_text() for path in tmp_path.glob("*.log")}
     assert codes == [0, -signal.SIGKILL, 0], logs
-    assert "steady goes on for doomed, not heard of for 3 s" in logs["chief"]
+    assert "steady takes it over from doomed, not heard of for 3 s" in logs["chief"]
     rows = _rows(folder)
     assert [(row["trial"], row["status"]) for row in rows] == [
         ("0", "COMPLETED"),
@@ -248,7 +247,6 @@ def test_a_search_survives_a_worker_killed_in_mid_trial(cifar10_dir, tmp_path, m
     assert result["val_error"] == min(float(row["val_error"]) for row in rows)
 
     # The same search by one process finds the same: values and measures have come through whole.
-    monkeypatch.setattr(applications, "get", tiny_zoo.get)
     assert cli.main([*settings, "--output", str(tmp_path / "alone")]) == 0
     assert rows == _rows(tmp_path / "alone")
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from mf_zoo.training import RECIPES, runner
+from mf_zoo.training import RECIPES, assembly
 from mf_zoo.tuning import MeanFieldHyperModel, ray_recipe, ray_space, ray_tune
 from mf_zoo.tuning.ray import _hyperparameters
 
@@ -66,7 +66,7 @@ def test_a_trial_is_the_training_of_its_recipe(cifar10_dir, tmp_path, monkeypatc
 
     hypermodel = MeanFieldHyperModel(**MODEL, search={"learning_rate": (0.001, 0.005)})
     hp = _hyperparameters(result.config)
-    training, validation, _ = runner.load_data("cifar10", cifar10_dir, 10, 26)
+    training, validation, _ = assembly.load_data("cifar10", cifar10_dir, 10, 26)
     model = hypermodel.build(hp)
     expected = hypermodel.fit(hp, model, *training, validation_data=validation)
     # Another process may have another number of threads, and so another order of sums.

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from mf_zoo import cli, weights
 from mf_zoo.weights import WeightFileError, WeightRecord
+from mf_zoo.weights.record import file_stem
 
 L = keras.layers
 
@@ -159,6 +160,13 @@ def test_record_survives_json():
         ("shards", [shard(sha256=0)]),
         ("shards", [shard(size=0)]),
         ("shards", [shard(size=True)]),
+        ("file", "mf_resnet20-cifar100.weights.h5"),
+        ("file", None),
+        ("mean", 125.3),
+        ("mean", [125.3, 123, 256]),
+        ("std", [62.9, 0.0, 66.7]),
+        ("std", ["62", "62", "62"]),
+        ("std", [62.9, 62.1, 66.7]),  # without a mean
     ],
 )
 def test_record_refuses_a_wrong_field(field, value):
@@ -180,6 +188,24 @@ def test_record_of_shards():
     for wrong in (fields(file=index), fields(shards=[shard()])):
         with pytest.raises(ValueError, match=r"`file` must be .*Received: file="):
             WeightRecord(**wrong)
+
+
+@pytest.mark.once
+def test_record_of_the_mean_and_deviation_of_images():
+    record = WeightRecord(**fields(mean=[72.9], std=[90]))
+    assert WeightRecord.from_json(record.to_json()) == record
+    assert record.normalization == ((72.9,), (90.0,))
+    assert WeightRecord(**fields()).normalization is None
+
+
+@pytest.mark.once
+def test_shipped_records_say_what_they_always_said():
+    shipped = {record.file: record for record in weights.records()}
+    for model, prefix in (("MFResNet20", "mf_resnet20"), ("ResNet20", "resnet20")):
+        for name in ("cifar10", "cifar100"):
+            record = shipped[f"{prefix}-{name}.weights.h5"]
+            assert (record.model, record.name, record.normalization) == (model, name, None)
+            assert file_stem(model, name) == record.stem == f"{prefix}-{name}"
 
 
 @pytest.mark.once
@@ -235,8 +261,17 @@ def test_records_are_selected_by_model_and_dataset(registry):
 def test_unknown_name_lists_the_right_ones(registry):
     with pytest.raises(ValueError, match=r"\['cifar10', 'cifar100'\]. Received: 'imagenet'"):
         weights.get("MFResNet20", "imagenet", directory=registry)
-    with pytest.raises(ValueError, match=r"ResNet110.*none are registered.*Received: 'cifar10'"):
+    with pytest.raises(
+        ValueError, match=r"ResNet110.*none are registered.*Received: 'cifar10'"
+    ) as caught:
         weights.get("ResNet110", "cifar10", directory=registry)
+    assert "absent" not in str(caught.value)
+    assert (
+        "registered for MFResNet20 and ResNet20. Train some with `mf-zoo train ResNet110 "
+        in str(caught.value)
+    )
+    with pytest.raises(ValueError, match=r"registered for MFResNet20. Received: 'cifar100'"):
+        weights.get("ResNet20", "cifar100", directory=registry)
 
 
 # Verification
@@ -571,6 +606,14 @@ def test_publish_registers_a_finished_run(run_dir, tmp_path):
 
 
 @pytest.mark.once
+def test_publish_keeps_what_the_run_normalised_images_by(run_dir, tmp_path):
+    edit(run_dir / "config.json", normalization=[[129.3, 124.1, 112.4], [68.2, 65.4, 70.4]])
+    record = weights.publish(run_dir, directory=tmp_path / "registry")
+    assert record.normalization == ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
+    assert weights.records(directory=tmp_path / "registry") == [record]
+
+
+@pytest.mark.once
 def test_publish_replaces_nothing_unasked(run_dir, tmp_path):
     registry = tmp_path / "registry"
     first = weights.publish(run_dir, directory=registry)
@@ -596,7 +639,8 @@ def test_publish_command(run_dir, tmp_path, capsys):
     assert published.sha256 in capsys.readouterr().out
     edit(run_dir / "result.json", test_error=1.0)
     assert cli.main(command) == 2
-    assert "Received: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "choose another `--name`, or pass `--overwrite`. Received: " in error
     assert weights.records(directory=registry) == [published]
     assert cli.main([*command, "--overwrite"]) == 0
     assert weights.get("MFResNet20", "cifar10-b", directory=registry).test_error == 1.0
@@ -862,7 +906,8 @@ def test_killed_publish_of_shards_leaves_no_record(conv_run, tmp_path, monkeypat
     def killed(source, target):
         if target.name.endswith(".json") and not target.name.endswith(".weights.json"):
             raise KeyboardInterrupt
-        done.append(target.name)
+        if registry in target.parents:  # and not a file that is prepared elsewhere
+            done.append(target.name)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", killed)

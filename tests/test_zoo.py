@@ -1,10 +1,14 @@
 """What is in the zoo: names, sizes, `mf-zoo list` and `mf-zoo info`."""
 
 import json
+import subprocess
+import sys
+import textwrap
 
 import keras
 import pytest
 from keras import layers
+from networks import zoo
 
 from mf_zoo import applications, weights
 from mf_zoo.cli import main
@@ -18,9 +22,12 @@ def test_names_by_wildcards():
     ]
     assert applications.list_models("ResNet?0") == ["ResNet20"]
     assert applications.list_models("nothing") == []
-    names = applications.list_models()
-    assert len(names) == 20 and names[0] == "MFResNet20"
-    assert {f"MF{name}" for name in names[10:]} == set(names[:10])
+    names = zoo()
+    half = len(names) // 2
+    assert half >= 11 and names[0] == "MFResNet20" and names[half] == "ResNet20"
+    assert [f"MF{name}" for name in names[half:]] == names[:half]
+    sizes = [applications.architecture(name).parameters() for name in names[half:]]
+    assert sizes == sorted(sizes)
     shipped = {record.model for record in weights.records()}
     assert set(applications.list_models(pretrained=True)) == shipped
     assert applications.list_models("*", pretrained="imagenet") == []
@@ -134,3 +141,31 @@ def test_info(capsys):
     assert f"{weights.get('ResNet20', 'cifar10').test_error:.2f} % on cifar10" in text
     assert main(["info", "ResNet20", "--input-size", "4"]) == 2
     assert "Received: input_shape=(4, 4, 3)" in capsys.readouterr().err
+    assert main(["info", "ResNet57"]) == 2
+    assert "Received: 'ResNet57'" in capsys.readouterr().err
+
+
+def test_info_says_what_is_trained_in_a_plain_network(capsys):
+    assert main(["info", "ResNet20", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    model = applications.ResNet20()
+    assert about["parameters"] == 272_474
+    assert about["statistics"] == model.count_params() - 272_474  # and its 7 fixed times
+    assert about["input_shape"] == [32, 32, 3]
+
+
+def test_listing_and_counting_need_neither_keras_nor_numpy():
+    code = """
+        import sys
+        import mf_zoo.applications
+        from mf_zoo import weights
+
+        names = mf_zoo.applications.list_models(pretrained=True)
+        counts = mf_zoo.applications.architecture(names[0]).weights()
+        assert mf_zoo.applications.MFResNet20 is mf_zoo.applications.get("MFResNet20")
+        print([name in sys.modules for name in ("keras", "numpy", "h5py")], len(weights.records()))
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.split("]")[0] == "[False, False, False"

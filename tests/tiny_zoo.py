@@ -14,22 +14,25 @@ The environment variable LOGICAL_DEVICES says as how many devices TensorFlow sha
 
 import collections
 import importlib.machinery
-import inspect
 import os
 import pathlib
 import signal
 import sys
 import time
 
+from mf_zoo import applications, chains, data
+
 
 def tiny(
     weights=None,
-    classes=10,
+    classes=None,
     classifier_activation="softmax",
     quadrature="backward",
     horizon=None,
     initial_times="grid",
     reorder=True,
+    dataset="cifar10",
+    normalization=None,
 ):
     """Three particles, and a dropout whose random state a checkpoint must keep.
 
@@ -41,6 +44,7 @@ def tiny(
     from mf_zoo import weights as registry
     from mf_zoo.layers import BasicBlock, MeanFieldStage
 
+    classes = data.get(dataset).classes if classes is None else classes
     stage = MeanFieldStage(
         BasicBlock(4),
         num_particles=3,
@@ -72,7 +76,7 @@ def tiny(
 tiny.__name__ = "Tiny"
 
 
-def tiny_without_dropout(classes=10, classifier_activation="softmax", weights=None, **stage):
+def tiny_without_dropout(classes=None, classifier_activation="softmax", weights=None, **others):
     """One whose training is a function of weights, optimizer and batches.
 
     In place of the dropout it has a BatchNormalization that is in no stage.
@@ -82,7 +86,7 @@ def tiny_without_dropout(classes=10, classifier_activation="softmax", weights=No
     from mf_zoo import weights as registry
     from mf_zoo.layers import BatchNormalization
 
-    model = tiny(None, classes, classifier_activation, **stage)
+    model = tiny(None, classes, classifier_activation, **others)
     kept = [
         BatchNormalization(name="normalization")
         if isinstance(layer, keras.layers.Dropout)
@@ -96,20 +100,48 @@ def tiny_without_dropout(classes=10, classifier_activation="softmax", weights=No
 
 
 tiny_without_dropout.__name__ = "Steady"
-tiny_without_dropout.__signature__ = inspect.signature(tiny)
 
 
-def tiny_plain(weights=None, classes=10, classifier_activation="softmax"):
+def tiny_plain(
+    weights=None,
+    classes=None,
+    classifier_activation="softmax",
+    dataset="cifar10",
+    normalization=None,
+):
     """A model that has no learned times."""
-    return tiny(weights, classes, classifier_activation)
+    return tiny(weights, classes, classifier_activation, dataset=dataset)
 
 
-def get(name):
-    """`mf_zoo.applications.get` that knows them."""
-    from mf_zoo.applications import zoo
+BUILDERS = {"Tiny": tiny, "TinyPlain": tiny_plain, "Steady": tiny_without_dropout}
+for _name, _builder in BUILDERS.items():
+    _architecture = applications.Architecture(
+        name=_name,
+        title="a tiny network",
+        source="the tests",
+        block=chains.BASIC,
+        filters=(4,),
+        blocks=(3,),
+        stem=applications.Stem(4, strides=8),
+    )
+    applications.register_network(
+        applications.Network(_name, _architecture, _builder is not tiny_plain, _builder)
+    )
 
-    models = {"Tiny": tiny, "TinyPlain": tiny_plain, "Steady": tiny_without_dropout}
-    return models.get(name) or zoo.get(name)
+
+def train(model, dataset="cifar10", *, output, **values):
+    """`mf_zoo.training.train` with settings and machine as arguments by name."""
+    from mf_zoo.errors import user_errors
+    from mf_zoo.training import Machine, RunSettings
+    from mf_zoo.training import train as real_train
+    from mf_zoo.training.settings import flags
+
+    machine = {key: values.pop(key) for key in flags(Machine) if key in values}
+    chosen = {key: values.pop(key) for key in (*flags(RunSettings), "recipe") if key in values}
+    with user_errors():
+        settings = RunSettings(model, dataset, **chosen)
+        machine = Machine(**machine)
+    return real_train(settings, output, machine=machine, **values)
 
 
 class _FinderWithoutTensorFlow(importlib.machinery.PathFinder):
@@ -136,10 +168,9 @@ def main(signal_name, when, *arguments):
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * int(os.environ["LOGICAL_DEVICES"]),
         )
-    from mf_zoo import applications, cli, files
+    from mf_zoo import cli, files
     from mf_zoo.data import Batches
 
-    applications.get = get
     batch, write_json = Batches.batch, files.write_json
 
     def send():

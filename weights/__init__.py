@@ -8,24 +8,26 @@ than 10 MB do not ride in the wheel: they lie in `large` in a checkout, else the
 into a cache (`mf_zoo.weights.path`). Large networks are stored in half precision, where that does
 not change their test error, and in shards: `*_00000.weights.h5` and so on with the index
 `*.weights.json`, which any function here takes in the place of a file (`mf_zoo.weights.publish`).
+
+Everything is imported on first use, so that the records are read at once, without NumPy and h5py.
 """
 
-from mf_zoo.weights.files import WeightFileError, check_file, load, parts, verify
-from mf_zoo.weights.publishing import MAX_SHARD_SIZE, publish
-from mf_zoo.weights.record import Shard, WeightRecord
-from mf_zoo.weights.registry import get, path, records
+from mf_zoo import lazy
 
-__all__ = [
-    "MAX_SHARD_SIZE",
-    "Shard",
-    "WeightFileError",
-    "WeightRecord",
-    "check_file",
-    "get",
-    "load",
-    "parts",
-    "path",
-    "publish",
-    "records",
-    "verify",
-]
+__all__, __getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "MAX_SHARD_SIZE": "publishing",
+        "Shard": "record",
+        "WeightFileError": "files",
+        "WeightRecord": "record",
+        "check_file": "files",
+        "get": "registry",
+        "load": "files",
+        "parts": "files",
+        "path": "registry",
+        "publish": "publishing",
+        "records": "registry",
+        "verify": "files",
+    },
+)

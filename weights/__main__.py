@@ -1,13 +1,13 @@
 """`python -m mf_zoo.weights`: the registered weights as the table of the README."""
 
-from mf_zoo import weights
+from mf_zoo import markdown, weights
 
 
 def table() -> str:
     """The registered weights as a Markdown table, ordered by file name."""
     columns = ["model", "`weights=`", "parameters", "test error %", "top-5", "coarse", "epochs"]
     columns += ["recipe", "seed", "trained on"]
-    rows = [columns, ["---"] * len(columns)]
+    rows = []
     for record in weights.records():
         errors = (record.test_error, record.test_top5_error, record.test_coarse_error)
         rows.append(
@@ -20,8 +20,7 @@ def table() -> str:
                 f"{record.device}, {record.train_seconds / 60:.0f} min",
             ]
         )
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines)
+    return markdown.table(columns, rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mf_zoo import files
 from mf_zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
             f"Received: {received} bytes"
         )
     try:
-        digest = sha256(path)
+        digest = files.sha256(path)
     except OSError as error:
         raise WeightFileError(
             f"The weight file {path} must be readable. Received: {error}"

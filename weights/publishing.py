@@ -1,15 +1,13 @@
 """Taking the weights of a finished training run into the registry."""
 
-import csv
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.files import sha256, write_atomically
+from mf_zoo.files import read_json, read_rows, sha256, write_atomically
 from mf_zoo.weights.files import (
     INDEX_SUFFIX,
     SUFFIX,
@@ -18,7 +16,7 @@ from mf_zoo.weights.files import (
     shard_name,
     verify,
 )
-from mf_zoo.weights.record import DTYPES, Shard, WeightRecord
+from mf_zoo.weights.record import DTYPES, Shard, WeightRecord, file_stem
 from mf_zoo.weights.registry import FOLDER, LARGE, LARGEST_IN_WHEEL
 from mf_zoo.weights.rewriting import rewrite
 
@@ -74,14 +72,18 @@ def publish(
             images only, the test error is another in half precision, or an array is larger than
             a shard may be.
         FileExistsError: The name is taken.
+        UserError: A file of the run is not readable JSON.
         WeightFileError: The run's weight file is damaged, or holds weights that half precision
             cannot.
 
     Example:
 
-    >>> def evaluate(file):
-    ...     return mf_zoo.training.evaluate_weights("runs/a", file, data_dir="D")
-    >>> mf_zoo.weights.publish("runs/a", dtype="float16", evaluate=evaluate)  # doctest: +SKIP
+    ```python
+    def evaluate(file):
+        return mf_zoo.training.evaluate_weights("runs/a", file, data_dir="D")
+
+    mf_zoo.weights.publish("runs/a", dtype="float16", evaluate=evaluate)
+    ```
     """
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}")
@@ -97,7 +99,7 @@ def publish(
         )
     run = Path(run_dir)
     folder = FOLDER if directory is None else Path(directory)
-    config, result = _read(run, "config.json"), _read(run, "result.json")
+    config, result = _read(run / "config.json"), _read(run / "result.json")
     if config["limit"] is not None or config["holdout"] or result["evaluated_on"] != "test":
         received = (
             f"limit={config['limit']}, holdout={config['holdout']}, "
@@ -113,10 +115,12 @@ def publish(
                 f"A run on part of the images must go to a `directory` of its own, never into "
                 f"the package. Received: {run} with {received}"
             )
-    if (epochs := _epochs(run / "history.csv")) != list(range(1, result["epochs"] + 1)):
+    history = run / "history.csv"
+    epochs = [int(row["epoch"]) for row in read_rows(history)]
+    if epochs != list(range(1, result["epochs"] + 1)):
         raise ValueError(
             f"The history of a finished run must have a row for each of its {result['epochs']} "
-            f"epochs. Received: {run / 'history.csv'} with the epochs {epochs}"
+            f"epochs. Received: {history} with the epochs {epochs}"
         )
     source = check_file(verify(run / result["file"], result["sha256"], result["size"]))
     record = _record(name or result["dataset"], config, result)
@@ -124,8 +128,8 @@ def publish(
     target = folder / f"{record.stem}.json"
     if not overwrite and (target.exists() or _stored(folder, record.stem)):
         raise FileExistsError(
-            f"Registered weights must not change under their name: choose another name, or pass "
-            f"overwrite=True. Received: {target}"
+            f"Registered weights must not change under their name: choose another `name`, or pass "
+            f"`overwrite=True`. Received: {target}"
         )
     with tempfile.TemporaryDirectory() as scratch:
         if dtype != "float32" or record.size > max_shard_size:
@@ -161,8 +165,8 @@ def publish(
             verify(file, part.sha256, part.size)
     for file in set(_stored(folder, record.stem)) - set(placed):
         file.unlink()
-    for kind in ("history", "times"):
-        history, copy = run / f"{kind}.csv", folder / f"{record.stem}.{kind}.csv"
+    for kind in ("history.csv", "times.csv"):
+        history, copy = run / kind, folder / f"{record.stem}.{kind}"
         if history.exists():
             write_atomically(copy, lambda beside, history=history: shutil.copyfile(history, beside))
         else:
@@ -194,32 +198,27 @@ def _with_files(record: WeightRecord, source: Path) -> WeightRecord:
     )
 
 
-def _read(run: Path, name: str) -> dict[str, Any]:
-    try:
-        return json.loads((run / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if found is None:
         raise ValueError(
-            f"Only the folder of a finished run of `mf-zoo train` can be published: it has a "
-            f"config.json and a result.json. Received: {run} without {name}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"A run's {name} must be JSON. Received: {run / name}: {error}") from error
-
-
-def _epochs(path: Path) -> list[int]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [int(row["epoch"]) for row in csv.DictReader(file)]
+            "Only the folder of a finished run of `mf-zoo train` can be published: it has a "
+            f"config.json and a result.json. Received: {path.parent} without {path.name}"
+        )
+    return found
 
 
 def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> WeightRecord:
     from mf_zoo import data
 
+    # Runs made before networks normalised by their own dataset do not say: by CIFAR-10's.
+    mean, std = config.get("normalization") or (None, None)
     start = config.get("weights")
     if start is not None and config["weights_sha256"]:
         start = f"{Path(start).name} sha256:{config['weights_sha256']}"
     return WeightRecord(
         name=name,
-        file=f"{WeightRecord.stem_of(result['model'], name)}{SUFFIX}",
+        file=f"{file_stem(result['model'], name)}{SUFFIX}",
         classes=len(data.class_names(result["dataset"])),
         quadrature=config["recipe"]["quadrature"],
         horizon=config["recipe"]["horizon"],
@@ -228,6 +227,8 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         reorder=config["recipe"].get("reorder", True),
         initial_weights=start,
         freeze=config.get("freeze", ()),
+        mean=mean,
+        std=std,
         **{
             field: result.get(field)
             for field in (

@@ -58,8 +58,9 @@ class WeightRecord:
         model: Name of the builder in `mf_zoo.applications`, e.g. `"MFResNet20"`.
         dataset: Name of the dataset the model was trained on, e.g. `"cifar10"`.
         name: What a user passes as `weights=`; the dataset's name for a model's main weights.
-        file: Name of the weight file, `"<stem of model>-<name>.weights.h5"`; of weights in shards
-            that of their index, which ends in `.weights.json`.
+        file: Name of the weight file, `"<model>-<name>.weights.h5"`, the model in lower case and
+            with underscores where they help (`"mf_resnet20-cifar10.weights.h5"`); of weights in
+            shards that of their index, which ends in `.weights.json`.
         sha256: Digest of that file, 64 hexadecimal digits.
         size: Size of that file in bytes.
         parameters: Number of weights in the model, trainable or not.
@@ -89,6 +90,9 @@ class WeightRecord:
             and `test_error` is that of the stored weights. Records may leave it out.
         shards: The files that hold the weights, in order, where there are several: a `Shard` or
             its fields for each. Records may leave it out.
+        mean: Mean of each channel of the images that the network was trained to normalise by, in
+            units of 0..255. `None`, which older records have, for CIFAR-10's.
+        std: Standard deviations, likewise.
 
     Raises:
         ValueError: A field has the wrong type or an impossible value.
@@ -127,6 +131,8 @@ class WeightRecord:
     freeze: Sequence[str] = ()
     dtype: str = "float32"
     shards: Sequence[Shard | Mapping[str, Any]] = ()
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         for field, (pattern, meaning) in _PATTERNS.items():
@@ -158,10 +164,14 @@ class WeightRecord:
             raise _wrong("horizon", "null or a number greater than 0", horizon)
         if self.dtype not in DTYPES:
             raise _wrong("dtype", " or ".join(map(repr, DTYPES)), self.dtype)
+        stem = file_stem(self.model, self.name)
+        if not isinstance(self.file, str) or not _spells(self.stem, stem):
+            raise _wrong("file", repr(stem + SUFFIX), self.file)
         object.__setattr__(self, "shards", self._checked_shards())
         file = self.stem + (INDEX_SUFFIX if self.shards else SUFFIX)
         if self.file != file:
             raise _wrong("file", repr(file), self.file)
+        self._check_normalization()
         try:
             dated = datetime.date.fromisoformat(self.date).isoformat() == self.date
         except (TypeError, ValueError):
@@ -205,6 +215,30 @@ class WeightRecord:
                 raise _wrong("shards", expected, shard)
         return shards
 
+    def _check_normalization(self) -> None:
+        for field in ("mean", "std"):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if (
+                not isinstance(value, list | tuple)
+                or not value
+                or not all(
+                    isinstance(part, int | float) and not isinstance(part, bool) for part in value
+                )
+                or not all(0.0 <= part <= 255.0 for part in value)
+                or (field == "std" and min(value) == 0)
+            ):
+                raise _wrong(field, "null or a list of numbers in 0..255, a channel each", value)
+            object.__setattr__(self, field, tuple(map(float, value)))
+        if len(self.mean or ()) != len(self.std or ()):
+            raise _wrong("std", "as many numbers as `mean`", self.std)
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """`mean` and `std`; `None` for those of CIFAR-10."""
+        return None if self.mean is None else (self.mean, self.std)
+
     @property
     def files(self) -> "tuple[Shard | WeightRecord, ...]":
         """All files of the weights by `file`, `sha256` and `size`: shards, then the record's."""
@@ -218,12 +252,7 @@ class WeightRecord:
     @property
     def stem(self) -> str:
         """What the names of this record's files begin with, e.g. `"mf_resnet20-cifar10"`."""
-        return self.stem_of(self.model, self.name)
-
-    @staticmethod
-    def stem_of(model: str, name: str) -> str:
-        """What the names of the files of a model's weights begin with."""
-        return f"{re.sub(r'^MF(?=[A-Z])', 'mf_', model).lower()}-{name}"
+        return self.file.removesuffix(INDEX_SUFFIX).removesuffix(SUFFIX)
 
     @property
     def test_accuracy(self) -> float:
@@ -300,6 +329,32 @@ _OPTIONAL = {
     for field in dataclasses.fields(WeightRecord)
     if field.default is not dataclasses.MISSING
 }
+
+
+def file_stem(model: str, name: str) -> str:
+    """What the names of the files of a model's weights begin with.
+
+    Args:
+        model: Name of the model.
+        name: Name of the weights.
+
+    Returns:
+        The model's name in lower case, capitals set apart from the word that follows them, and
+        the name of the weights.
+
+    Example:
+
+    >>> mf_zoo.weights.record.file_stem("MFResNet20", "cifar10")
+    'mf_resnet20-cifar10'
+    """
+    return f"{re.sub('(?<=[A-Z])(?=[A-Z][a-z])', '_', model).lower()}-{name}"
+
+
+def _spells(stem: str, expected: str) -> bool:
+    """Whether two beginnings of names are of the same letters, underscores in the model aside."""
+    model, _, name = stem.partition("-")
+    expected_model, _, expected_name = expected.partition("-")
+    return name == expected_name and model.replace("_", "") == expected_model.replace("_", "")
 
 
 def _is_count(value: object, least: int) -> bool:

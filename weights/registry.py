@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from mf_zoo.weights.files import INDEX_SUFFIX, verify
+from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, verify
 from mf_zoo.weights.record import WeightRecord
-from mf_zoo.weights.remote import fetch
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -52,15 +51,28 @@ def get(model: str, name: str, *, directory: str | Path | None = None) -> Weight
         The record.
 
     Raises:
-        ValueError: The model has no weights of this name; those it has are listed.
+        ValueError: The model has no weights of this name; the message says which weights it has,
+            which models have weights of this name, and, if it has none, how to train some.
     """
-    found = {record.name: record for record in records(model, directory=directory)}
-    if name not in found:
-        names = f"one of {sorted(found)}" if found else "absent: none are registered for it"
+    known = records(directory=directory)
+    own = {record.name: record for record in known if record.model == model}
+    if name in own:
+        return own[name]
+    others = [record for record in known if record.name == name]
+    named = " and ".join(sorted(record.model for record in others))
+    elsewhere = f" Weights of that name are registered for {named}." if others else ""
+    if own:
         raise ValueError(
-            f"The name of pretrained weights for {model} must be {names}. Received: {name!r}"
+            f"The name of pretrained weights for {model} must be one of {sorted(own)}.{elsewhere} "
+            f"Received: {name!r}"
         )
-    return found[name]
+    dataset = others[0].dataset if others else "DATASET"
+    folder = f"runs/{model.lower()}"
+    raise ValueError(
+        f"Pretrained weights for {model} must be a file or None, for none are registered for "
+        f"it.{elsewhere} Train some with `mf-zoo train {model} --dataset {dataset} --output "
+        f"{folder}` and pass weights='{folder}/final{SUFFIX}'. Received: {name!r}"
+    )
 
 
 def path(
@@ -108,6 +120,8 @@ def path(
             for part in record.files:
                 verify(folder / part.file, part.sha256, part.size)
             return folder / record.file
+    from mf_zoo.weights.remote import fetch  # here, for it needs the modules of the network
+
     return fetch(record, base_url=base_url, cache_dir=cache_dir, offline=offline, searched=folders)
 
 

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mf_zoo import __version__
+from mf_zoo import __version__, files
 from mf_zoo.weights.files import WeightFileError, verify
 from mf_zoo.weights.record import Shard, WeightRecord
 
@@ -67,7 +67,7 @@ def fetch(
     """Finds a weight file in the cache, or downloads it into the cache.
 
     Processes that ask at once wait for the one that downloads. A download that was cut short,
-    even by a kill, is kept beside its place as `*.partial`, and the next one goes on from there.
+    even by a kill, is kept beside its place as `*.partial`, and the next download resumes it.
     A damaged file in the cache is replaced, and never removed without a replacement. Weights in
     shards are brought shard by shard and the index last, each by these rules.
 
@@ -119,7 +119,8 @@ def _fetch(
         )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(file):
+        lock = file.with_name(f"{file.name}.lock")
+        with files.exclusive(lock, lambda: _say_that_we_wait(file)):
             if not _is_whole(file, part):  # Another process may have brought it meanwhile.
                 _download(part, f"{base.rstrip('/')}/{part.file}", file)
     except OSError as error:
@@ -185,24 +186,6 @@ def _is_whole(file: Path, part: _Part) -> bool:
     except WeightFileError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Lets one process or thread at a time download a file. The lock dies with its holder."""
-    import filelock
-
-    lock = filelock.FileLock(file.with_name(f"{file.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if _on_terminal():
-            print(f"Waiting for another process to download {file.name}", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _download(part: _Part, url: str, file: Path) -> None:
@@ -336,6 +319,11 @@ def _progress(part: _Part) -> Iterator[Callable[[int], None]]:
     with bar:
         task = bar.add_task(part.file, total=part.size)
         yield lambda done: bar.update(task, completed=done)
+
+
+def _say_that_we_wait(file: Path) -> None:
+    if _on_terminal():
+        print(f"Waiting for another process to download {file.name}", file=sys.stderr)
 
 
 def _on_terminal() -> bool:

@@ -1,12 +1,18 @@
-"""The `mf-zoo` command: a module for each subcommand or family of them."""
+"""The `mf-zoo` command: a module for each subcommand or family of them.
+
+No module here imports Keras, NumPy or another large package before a subcommand needs it, so that
+the command answers at once where it can.
+"""
 
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from mf_zoo import __version__
 from mf_zoo.cli import (
@@ -27,6 +33,9 @@ from mf_zoo.training.runs import CONFIG, STATE
 
 _SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, tune, campaign, report, demo)
 
+# Flags that have another name than the argument of the function that the subcommand calls.
+_FLAG_OF = {"name": "dataset", "path": "output"}
+
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM."""
@@ -45,14 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     options.command_line = shlex.join(["mf-zoo", *arguments])
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+    # Here, for help and errors of arguments need neither.
+    from mf_zoo import plugins, quiet
+
+    modules = [*options.imports, *getattr(options, "more_imports", [])]
     try:
-        with _sigterm_as_interrupt():
+        with _sigterm_as_interrupt(), quiet.libraries(), plugins.handed_on(modules):
+            plugins.load_entry_points()
+            plugins.load(modules)
             code = options.run(options) or 0
             sys.stdout.flush()
             return code
     except UserError as error:
-        print(f"mf-zoo: error: {one_line(error)}", file=sys.stderr)
+        text = one_line(error)
+        print(f"mf-zoo: error: {in_flags(text, options.flags)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output went away; nothing is left to say to it.
@@ -61,6 +77,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\nmf-zoo: interrupted{_how_to_resume(options)}", file=sys.stderr)
         return 143 if isinstance(error, _Terminated) else 130
+
+
+def in_flags(text: str, flags: Collection[str]) -> str:
+    """Names the flags of a subcommand in a message that names arguments of a Python function.
+
+    Args:
+        text: The message, with arguments in backticks, or followed by `=` where it says what was
+            received.
+        flags: The flags that there are, such as `"--output"`. Other names stay as they are.
+
+    Example:
+
+    >>> in_flags("Give `overwrite=True` or another `path`. Received: path='a'", ["--path"])
+    "Give `overwrite=True` or another `--path`. Received: --path='a'"
+    """
+
+    def flag(name: str) -> str | None:
+        for known in (name, _FLAG_OF.get(name, name)):
+            if (named := f"--{known.replace('_', '-')}") in flags:
+                return named
+        return None
+
+    def argument(match: re.Match[str]) -> str:
+        named, value = flag(match["name"]), match["value"]
+        if named is None:
+            return match[0]
+        return f"`{named}`" if value in (None, "True") else f"`{named} {value}`"
+
+    text = re.sub(r"`(?P<name>[a-z][a-z0-9_]*)(?:=(?P<value>\w+))?`", argument, text)
+    said, before, received = text.partition("Received: ")
+    received = re.sub(
+        r"(?<![\w`./-])([a-z][a-z0-9_]*)(?==)", lambda match: flag(match[1]) or match[0], received
+    )
+    return said + before + received
 
 
 @contextlib.contextmanager
@@ -87,7 +137,7 @@ def _how_to_resume(options: argparse.Namespace) -> str:
         return ""
     state = read_json(folder / STATE) or {"epoch": 0}
     return (
-        f" after epoch {state['epoch']}; go on with: "
+        f" after epoch {state['epoch']}; resume with: "
         f"mf-zoo train --resume --output {shlex.quote(str(folder))}"
     )
 
@@ -97,7 +147,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="mf-zoo", description="Residual networks trained in the mean-field view of depth."
     )
     parser.add_argument("--version", action="version", version=f"mf-zoo {__version__}")
+    _add_import(parser, dest="imports", default=[])
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
     for module in _SUBCOMMANDS:
         module.add_parser(commands)
+    for command in commands.choices.values():
+        _add_import(command, dest="more_imports", default=argparse.SUPPRESS)
+        if command.get_default("flags") is None:
+            flags = re.findall(r"--[a-z][a-z-]*", command.format_usage())
+            command.set_defaults(flags=frozenset(flags))
     return parser
+
+
+def _add_import(parser: argparse.ArgumentParser, **options: Any) -> None:
+    parser.add_argument(
+        "--import",
+        action="append",
+        metavar="MODULE",
+        help="import a module that registers networks, datasets or rules; may be repeated",
+        **options,
+    )

@@ -1,38 +1,56 @@
 """What the subcommands share."""
 
 import argparse
-import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.files import read_json
+from mf_zoo.training import runs
 from mf_zoo.training.runs import CONFIG, WEIGHTS
+from mf_zoo.training.settings import flags
 
 if TYPE_CHECKING:
     import keras
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--dataset`, `--data-dir` and `--threads`."""
-    parser.add_argument("--dataset", help="cifar10 (default) or cifar100")
+    """Adds `--data-dir`."""
     parser.add_argument(
         "--data-dir", type=Path, metavar="D", help="folder of an .npz or tensorflow-datasets"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="limit the backend's threads")
 
 
-def add_start_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--weights` and `--freeze` of what is trained."""
-    parser.add_argument(
-        "--weights", metavar="W", help="start from registered weights or a .weights.h5 file"
-    )
-    parser.add_argument(
-        "--freeze",
-        action="append",
-        metavar="PATTERN",
-        help="do not train the layers of that name, such as 'stage*'; may be repeated",
-    )
+def add_record_arguments(
+    parser: argparse.ArgumentParser, *records: type, only: Sequence[str] | None = None
+) -> None:
+    """Adds a flag for each field of records of settings.
+
+    Args:
+        parser: The parser.
+        *records: Dataclasses whose fields are made by `mf_zoo.training.settings`.
+        only: Names of the fields; `None` for all.
+    """
+    for name, field in flags(*records).items():
+        if only is not None and name not in only:
+            continue
+        about = {"help": field.metadata["help"], "default": None}
+        if field.default is False:
+            about |= {"action": "store_true"}
+        elif field.default == ():
+            about |= {"action": "append", "metavar": field.metadata["metavar"]}
+        else:
+            about |= {"metavar": field.metadata["metavar"]}
+            if field.metadata["least"] is not None:
+                about["type"] = int
+        parser.add_argument(f"--{name.replace('_', '-')}", **about)
+
+
+def given(options: argparse.Namespace, *records: type) -> dict[str, Any]:
+    """The values of those fields of records that the user has given on the command line."""
+    found = {name: getattr(options, name, None) for name in flags(*records)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +108,9 @@ def load_trained(
     from mf_zoo import weights as registry
 
     source = weights
-    given: dict[str, Any] = {"quadrature": quadrature, "horizon": horizon, "reorder": None}
-    stages = dict(given)
+    given = {"quadrature": quadrature, "horizon": horizon}
+    stages: dict[str, Any] = {**given, "reorder": None}
+    others: dict[str, Any] = {}
     folder = Path(weights)
     if folder.is_dir():
         config = read_json(folder / CONFIG)
@@ -99,26 +118,32 @@ def load_trained(
             raise UserError(f"`--weights` must be a finished run if a folder. Received: {folder}")
         weights = str(folder / WEIGHTS)
         dataset = dataset or config["dataset"]
-        for key, value in given.items():
+        others["normalization"] = runs.normalization(config)
+        for key, value in stages.items():
             stages[key] = config["recipe"].get(key) if value is None else value
     with user_errors():
-        builder = applications.get(model)
-        known = inspect.signature(builder).parameters
+        network = applications.network(model)
         stages = {key: value for key, value in stages.items() if value is not None}
-        for key in [key for key in stages if key not in known]:
-            if given[key] is not None:
-                raise UserError(f"{model} has no learned times and takes no `--{key}`.")
-            del stages[key]
+        if not network.mean_field:
+            for key, value in given.items():
+                if value is not None:
+                    raise UserError(f"{model} has no learned times and takes no `--{key}`.")
+            stages = {}
         records = {record.name: record for record in registry.records(model=model)}
         record = records.get(source)
         dataset = dataset or (record.dataset if record else "cifar10")
-        classes = len(data.class_names(dataset))
+        classes = data.get(dataset).classes
         if record and record.classes != classes:
             raise UserError(
                 f"The {source!r} weights of {model} have {record.classes} classes and cannot be "
                 f"measured on {dataset}, which has {classes}."
             )
-        return (
-            builder(weights=weights, classes=classes, classifier_activation=activation, **stages),
-            dataset,
+        model = network.builder(
+            weights=weights,
+            classes=classes,
+            classifier_activation=activation,
+            dataset=dataset,
+            **stages,
+            **others,
         )
+        return model, dataset

@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 _SHOWN = 40  # images in the picture
@@ -28,21 +29,19 @@ def run(options: argparse.Namespace) -> None:
         options: `model` and `picture`, as `add_parser` declares them.
 
     Raises:
-        mf_zoo.training.UserError: For a model without weights, or where no picture can be made.
+        mf_zoo.errors.UserError: For a model without weights, or where no picture can be made.
     """
     import keras
 
     from mf_zoo import applications, data
-    from mf_zoo.errors import UserError
+    from mf_zoo.errors import user_errors
     from mf_zoo.layers import stages
 
     keras.utils.set_random_seed(0)
     images, labels = data.sample("cifar10")
     names = data.class_names("cifar10")
-    try:
+    with user_errors():
         model = applications.get(options.model)(weights="cifar10")
-    except ValueError as error:
-        raise UserError(str(error)) from error
     print(f'{options.model}(weights="cifar10") on {len(images)} real test images')
     predictions = model.predict(images, verbose=0).argmax(1)
     right = int((predictions == labels).sum())
@@ -63,14 +62,15 @@ def run(options: argparse.Namespace) -> None:
 
 def _draw(
     path: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    predictions: np.ndarray,
+    images: "np.ndarray",
+    labels: "np.ndarray",
+    predictions: "np.ndarray",
     names: Sequence[str],
     stages: Sequence[Any],
 ) -> None:
     """Images with predictions (wrong ones in red) above the particles' times."""
     import keras
+    import numpy as np
 
     from mf_zoo import files
     from mf_zoo.errors import UserError
@@ -111,12 +111,13 @@ def _draw(
 
 
 def _fine_tune(
-    options: argparse.Namespace, images: np.ndarray, labels: np.ndarray, names: Sequence[str]
+    options: argparse.Namespace, images: "np.ndarray", labels: "np.ndarray", names: Sequence[str]
 ) -> None:
     """A new two-class head on the pretrained body: animal or vehicle."""
     import warnings
 
     import keras
+    import numpy as np
 
     from mf_zoo import applications
     from mf_zoo.optimizers import MeanFieldSGD

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, load_trained
+from mf_zoo.cli.common import add_data_arguments, add_record_arguments, load_trained
 from mf_zoo.errors import UserError, user_errors
+from mf_zoo.training.settings import Machine, RunSettings
 
 
 def add_parser(commands: Any) -> None:
@@ -21,6 +22,7 @@ def add_parser(commands: Any) -> None:
         help="registered name, .weights.h5 file or run folder",
     )
     add_data_arguments(parser)
+    add_record_arguments(parser, RunSettings, Machine, only=("dataset", "threads"))
     parser.add_argument("--split", default="test", help="test (default), train, train[45000:] ...")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N images")
     parser.add_argument("--batch-size", type=int, default=500, metavar="N")

@@ -5,31 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, add_start_arguments
+from mf_zoo.cli.common import add_data_arguments, add_record_arguments, given
 from mf_zoo.errors import UserError, one_line, user_errors
 from mf_zoo.files import read_json
+from mf_zoo.training import recipes
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
 from mf_zoo.training.runs import CONFIG, WEIGHTS
-
-# Flags for the recipe's values that are changed most; --set reaches the others.
-_RECIPE_FLAGS = (
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "schedule",
-    "weight_decay",
-    "label_smoothing",
-    "dtype_policy",
-    "time_learning_rate_multiplier",
-    "noise_temperature",
-    "quadrature",
-    "horizon",
-    "initial_times",
-)
+from mf_zoo.training.settings import Machine, RunSettings, flags
 
 # Flags that go with --dry-run alone.
 _DRY_RUN_NUMBERS = {
-    "input_size": "pixels a side (default: 32)",
+    "input_size": "pixels a side (default: the dataset's)",
     "images": "training images (default: the dataset's)",
     "classes": "classes (default: the dataset's)",
     "devices": "devices that share a batch (default: 1)",
@@ -73,52 +59,33 @@ def add_parser(commands: Any) -> None:
 def _add_train(commands):
     parser = commands.add_parser(
         "train",
-        help="train a model on CIFAR",
-        description="Train a model and write a run folder. With --resume only --output is "
+        help="train a network",
+        description="Train a network and write a run folder. With --resume only --output is "
         "needed: the settings are those the run was started with. With --dry-run only a model is "
         "needed, and nothing is trained.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="such as MFResNet20")
     add_data_arguments(parser)
-    add_start_arguments(parser)
+    add_record_arguments(parser, RunSettings, Machine)
     parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} or a .toml file (default: paper)")
-    parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder")
-    parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     parser.add_argument(
-        "--eval-every", type=int, metavar="N", help="evaluate every N epochs (default: 1)"
-    )
-    parser.add_argument(
-        "--holdout",
-        type=int,
-        metavar="N",
-        help="evaluate on the last N training images, not trained on, instead of the test images",
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="use N images of each split")
-    parser.add_argument(
-        "--on-device",
-        action="store_true",
-        default=None,
-        help="keep the images on the device and run whole epochs in one dispatch (JAX)",
-    )
-    parser.add_argument(
-        "--distribute",
-        choices=("data",),
-        help="divide each batch among all devices, of several processes too",
+        "--settings", type=Path, metavar="FILE", help="all settings from a file of a campaign"
     )
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs")
     parser.add_argument(
         "--verbose", type=int, choices=(0, 1, 2), help="silent, progress bar, line per epoch"
     )
-    group = parser.add_argument_group("values of the recipe")
+    group = parser.add_argument_group("values of the recipe", "See: mf-zoo recipes")
     group.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any value; may be repeated. See: mf-zoo recipes",
+        help="any value; may be repeated",
     )
-    for key in _RECIPE_FLAGS:
+    for key in recipes.fields():
         group.add_argument(f"--{key.replace('_', '-')}", metavar="VALUE")
     group = parser.add_argument_group("what it would take")
     group.add_argument(
@@ -138,7 +105,7 @@ def _add_recipes(commands):
 
 def _recipe(options: argparse.Namespace, base: str | Recipe) -> Recipe:
     texts = list(options.set)
-    for key in _RECIPE_FLAGS:
+    for key in recipes.fields():
         value = getattr(options, key)
         if value is not None:
             texts.append(f"{key}={value}")
@@ -155,54 +122,29 @@ def _train(options: argparse.Namespace):
             options.usage_error(f"--{flag.replace('_', '-')} goes with --dry-run")
     if options.output is None:
         options.usage_error("the following arguments are required: --output")
-    defaults = {
-        "model": None,
-        "dataset": "cifar10",
-        "data_dir": None,
-        "seed": 0,
-        "eval_every": 1,
-        "holdout": 0,
-        "limit": None,
-        "threads": None,
-        "on_device": False,
-        "distribute": None,
-        "weights": None,
-        "freeze": [],
-    }
-    base = "paper"
     started = read_json(options.output / CONFIG) if options.resume else None
-    if started is not None:
-        try:
-            defaults = {key: started[key] for key in defaults}
-            base = Recipe(**started["recipe"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{options.output / CONFIG} must be the config of a run of this version. "
-                f"Received: {one_line(error)}"
-            ) from error
-    given = {
-        key: default if getattr(options, key) is None else getattr(options, key)
-        for key, default in defaults.items()
-    }
-    if given["model"] is None:
-        raise UserError(
-            "A model must be named, such as MFResNet20"
-            + (f"; {options.output} holds no run to resume" if options.resume else "")
-        )
-    recipe = _recipe(options, options.recipe or base)
+    if options.settings is not None:
+        settings, machine, command = _from_file(options)
+    else:
+        settings, machine = _settings(options, started)
+        command = options.command_line
+    data_dir = options.data_dir
+    if data_dir is None and started is not None:
+        data_dir = started.get("data_dir")
 
     from mf_zoo.training.runner import train
 
     result = train(
-        **given,
-        recipe=recipe,
-        output=options.output,
+        settings,
+        options.output,
+        data_dir=data_dir,
+        machine=machine,
         resume=options.resume,
         tensorboard=options.tensorboard,
         verbose="auto" if options.verbose is None else options.verbose,
-        command=options.command_line,
+        command=command,
     )
-    if given["distribute"]:
+    if machine.distribute:
         from mf_zoo.training.distribution import is_main
 
         if not is_main():
@@ -214,6 +156,57 @@ def _train(options: argparse.Namespace):
     )
 
 
+def _settings(
+    options: argparse.Namespace, started: dict[str, Any] | None
+) -> tuple[RunSettings, Machine]:
+    """The settings of the command line, on top of those of a run that is resumed."""
+    values = given(options, RunSettings)
+    if options.model is not None:
+        values["model"] = options.model
+    if started is None:
+        if options.model is None:
+            raise UserError(
+                "A model must be named, such as MFResNet20"
+                + (f"; {options.output} holds no run to resume" if options.resume else "")
+            )
+        with user_errors():
+            settings = RunSettings(recipe=_recipe(options, options.recipe or "paper"), **values)
+            return settings, Machine(**given(options, Machine))
+    try:
+        settings, machine = RunSettings.from_dict(started), Machine.from_dict(started)
+    except ValueError as error:
+        raise UserError(
+            f"{options.output / CONFIG} must be the config of a run of this version. "
+            f"Received: {one_line(error)}"
+        ) from error
+    with user_errors():
+        recipe = _recipe(options, options.recipe or settings.recipe)
+        return (
+            settings.replace(recipe=recipe, **values),
+            machine.replace(**given(options, Machine)),
+        )
+
+
+def _from_file(options: argparse.Namespace) -> tuple[RunSettings, Machine, str]:
+    """Settings that a campaign has written for one of its runs, and the command to record."""
+    names = [*flags(RunSettings, Machine), *recipes.fields(), "model", "recipe", "set"]
+    for name in names:
+        if getattr(options, name):
+            options.usage_error(f"--{name.replace('_', '-')} does not go with --settings")
+    content = read_json(options.settings)
+    try:
+        return (
+            RunSettings.from_dict(content["settings"]),
+            Machine.from_dict(content["machine"]),
+            content["command"],
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            "`--settings` must be a file that a campaign wrote. "
+            f"Received: {options.settings}: {one_line(error)}"
+        ) from error
+
+
 def _dry_run(options: argparse.Namespace):
     if options.model is None:
         raise UserError("A model must be named, such as MFResNet20")
@@ -223,13 +216,14 @@ def _dry_run(options: argparse.Namespace):
         raise UserError(
             f"A dry run counts all layers as trained. Received: --freeze {options.freeze[0]}"
         )
-    keys = (*_DRY_RUN_NUMBERS, "dataset", "holdout", "limit", "on_device")
-    given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
-    recipe = _recipe(options, options.recipe or "paper")
+    numbers = {
+        key: getattr(options, key) for key in _DRY_RUN_NUMBERS if getattr(options, key) is not None
+    }
+    settings, machine = _settings(options, None)
 
     from mf_zoo.training.dry_run import dry_run
 
-    found = dry_run(options.model, recipe=recipe, **given)
+    found = dry_run(settings, machine=machine, **numbers)
     if options.json:
         print(json.dumps(found, indent=2))
         return

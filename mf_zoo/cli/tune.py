@@ -5,11 +5,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.cli.common import add_data_arguments, add_start_arguments
-from mf_zoo.errors import UserError
+from mf_zoo.cli.common import add_data_arguments, add_record_arguments, given
+from mf_zoo.errors import UserError, one_line, user_errors
 from mf_zoo.files import read_json
-from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
-from mf_zoo.tuning.space import SEARCH, SPACE, TUNERS, parse_search
+from mf_zoo.training.recipes import RECIPES, get_recipe, parse_override
+from mf_zoo.training.settings import Machine, flags
+from mf_zoo.tuning.settings import SEARCH, SearchSettings
+from mf_zoo.tuning.space import SPACE, default_search, parse_search
 
 
 def add_parser(commands: Any) -> None:
@@ -23,20 +25,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="one, or several to choose from")
     add_data_arguments(parser)
-    add_start_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="its folder")
-    parser.add_argument("--resume", action="store_true", help="go on where a kill ended it")
-    parser.add_argument("--tuner", choices=TUNERS, help="default: hyperband")
-    parser.add_argument("--max-trials", type=int, metavar="N")
+    add_record_arguments(parser, SearchSettings, Machine, only=(*flags(SearchSettings), "threads"))
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="search folder")
+    parser.add_argument("--resume", action="store_true", help="resume after a kill")
     parser.add_argument("--epochs", type=int, metavar="N", help="of a trial, at most")
-    parser.add_argument(
-        "--holdout",
-        type=int,
-        metavar="N",
-        help="choose by the last N training images, not trained on (default: 5000)",
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="use N training images")
-    parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} or a .toml file (default: quick)")
     parser.add_argument(
         "--set", action="append", metavar="KEY=VALUE", help="a value of the recipe; not searched"
@@ -80,7 +72,7 @@ def how_to_resume(options: argparse.Namespace) -> str:
         mode = f"--worker {options.worker}"
     elif options.chief is not None:
         mode += f" --chief {options.chief}"
-    return f"; go on with: mf-zoo tune {mode} --output {shlex.quote(str(options.output))}"
+    return f"; resume with: mf-zoo tune {mode} --output {shlex.quote(str(options.output))}"
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -92,61 +84,21 @@ def _tune(options: argparse.Namespace) -> None:
     if options.allow_remote and options.chief is None:
         raise UserError("`--allow-remote` is for a chief (--chief). Received: no --chief")
     started = read_json(options.output / SEARCH) if options.resume else None
-    defaults: dict[str, Any] = {
-        "dataset": "cifar10",
-        "data_dir": None,
-        "tuner": "hyperband",
-        "max_trials": None,
-        "holdout": 5000,
-        "limit": None,
-        "seed": 0,
-        "worker_timeout": 60.0,
-        "weights": None,
-        "freeze": [],
-    }
-    models, base, search = options.models, options.recipe or "quick", options.search
-    values = dict(_read(parse_override, text) for text in options.set or [])
-    if started is not None:
-        try:
-            defaults = {key: started[key] for key in defaults}
-            models = models or started["models"]
-            base = options.recipe or Recipe(**started["recipe"])
-            search = search or started["search"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{options.output / SEARCH} must be the settings of a search of this version. "
-                f"Received: {error!r}"
-            ) from error
-    if not models:
-        raise UserError(
-            "A model must be named, such as MFResNet20"
-            + (f"; {options.output} holds no search to resume" if options.resume else "")
-        )
-    given = {
-        key: default if getattr(options, key) is None else getattr(options, key)
-        for key, default in defaults.items()
-    }
-    if options.epochs is not None:
-        values.setdefault("epochs", options.epochs)
-    recipe = _read(lambda name: get_recipe(name, **values), base)
-    if search is None and values.keys() & SPACE.keys():
-        search = _default_search(models, given["weights"], values)
-    space = None if search is None else _read(parse_search, search)
-    for name in values:
-        if space is not None and name in space and started is None:
-            raise UserError(f"A value is set or searched, not both. Received: {name!r}")
+    settings = _settings(options, started)
+    stored = started or {}
+    data_dir = stored.get("data_dir") if options.data_dir is None else options.data_dir
+    timeout = options.worker_timeout
+    timeout = stored.get("worker_timeout", 60.0) if timeout is None else timeout
 
-    tune = _tuning("search").tune
-    result = tune(
-        models,
-        **given,
-        output=options.output,
-        recipe=recipe,
-        search=space,
+    result = _tuning("search").tune(
+        settings,
+        options.output,
+        data_dir=data_dir,
         threads=options.threads,
         resume=options.resume,
         chief=options.chief,
         allow_remote=options.allow_remote,
+        worker_timeout=timeout,
         verbose=options.verbose,
         command=options.command_line,
     )
@@ -157,15 +109,51 @@ def _tune(options: argparse.Namespace) -> None:
     )
 
 
+def _settings(options: argparse.Namespace, started: dict[str, Any] | None) -> SearchSettings:
+    """The settings of the command line, on top of those of a search that is resumed."""
+    values = given(options, SearchSettings)
+    if options.models:
+        values["models"] = tuple(options.models)
+    elif started is None:
+        raise UserError(
+            "A model must be named, such as MFResNet20"
+            + (f"; {options.output} holds no search to resume" if options.resume else "")
+        )
+    with user_errors():
+        changed = dict(parse_override(text) for text in options.set or [])
+        if options.epochs is not None:
+            changed.setdefault("epochs", options.epochs)
+        if options.search is not None:
+            values["search"] = parse_search(options.search)
+            for name in changed:
+                if name in values["search"]:
+                    raise UserError(f"A value is set or searched, not both. Received: {name!r}")
+    if started is None:
+        with user_errors():
+            recipe = get_recipe(options.recipe or "quick", **changed)
+            if options.search is None and changed.keys() & SPACE.keys():
+                names = default_search(values["models"], "weights" in values)
+                values["search"] = [name for name in names if name not in changed]
+            return SearchSettings(recipe=recipe, **values)
+    try:
+        settings = SearchSettings.from_dict(started)
+    except ValueError as error:
+        raise UserError(
+            f"{options.output / SEARCH} must be the settings of a search of this version. "
+            f"Received: {one_line(error)}"
+        ) from error
+    with user_errors():
+        recipe = get_recipe(options.recipe or settings.recipe, **changed)
+        return settings.replace(recipe=recipe, **values)
+
+
 def _work(options: argparse.Namespace) -> None:
-    names = ("chief", "tuner", "max_trials", "epochs", "holdout", "limit", "seed", "recipe")
-    for name in (*names, "weights", "freeze"):
-        if getattr(options, name) is not None:
-            raise UserError(
-                "A worker takes the settings of its chief. "
-                f"Received: --{name.replace('_', '-')} {getattr(options, name)}"
-            )
-    _tuning("search").work(
+    for name in (*flags(SearchSettings), "models", "recipe", "set", "search", "epochs", "chief"):
+        value = getattr(options, name)
+        if value is not None and value != []:
+            flag = "" if name == "models" else f"--{name.replace('_', '-')} "
+            raise UserError(f"A worker takes the settings of its chief. Received: {flag}{value}")
+    _tuning("chief").work(
         options.output,
         worker=options.worker,
         tuner_id=options.tuner_id,
@@ -173,21 +161,6 @@ def _work(options: argparse.Namespace) -> None:
         threads=options.threads,
         verbose=options.verbose,
     )
-
-
-def _default_search(models: list[str], weights: str | None, values: dict[str, Any]) -> list[str]:
-    """The names that are searched by default, but for those that were set."""
-    kind = _tuning("hypermodel").MeanFieldHyperModel
-    hypermodel = _read(lambda names: kind(names, weights=weights), models)
-    return [name for name in hypermodel.space if name not in values]
-
-
-def _read(function: Any, *arguments: Any) -> Any:
-    """Calls a function whose complaints are about what the user wrote."""
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _tuning(module: str) -> Any:

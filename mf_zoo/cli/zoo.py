@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("info", help="describe a network and its weights")
     parser.add_argument("model", metavar="MODEL", help="such as MFResNet20")
     parser.add_argument(
-        "--input-size", type=int, default=32, metavar="N", help="pixels a side (default: 32)"
+        "--input-size", type=int, metavar="N", help="pixels a side (default: the network's own)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_info)
@@ -35,12 +35,13 @@ def _list(options: argparse.Namespace) -> None:
     records = weights.records()
     rows = []
     for name in applications.list_models(options.pattern, pretrained=options.pretrained):
-        architecture = applications.architecture(name)
+        network = applications.network(name)
+        architecture = network.architecture
         rows.append(
             {
                 "name": name,
                 "title": architecture.title,
-                "mean_field": name.startswith("MF"),
+                "mean_field": network.mean_field,
                 "particles": list(architecture.particles),
                 "weights": {
                     record.name: record.test_error for record in records if record.model == name
@@ -64,42 +65,45 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    import math
-
     from mf_zoo import applications, weights
-    from mf_zoo.layers import stages
+    from mf_zoo.applications.inputs import check_shape
 
-    size = options.input_size
     with user_errors():
-        model = applications.get(options.model)(input_shape=_shape(size))
-    architecture = applications.architecture(options.model)
+        network = applications.network(options.model)
+        architecture = network.architecture
+        rows, cols, channels = architecture.image_shape
+        if options.input_size is not None:
+            rows = cols = options.input_size
+        shape = check_shape((rows, cols, channels), channels)
+        counts = architecture.weights(mean_field=network.mean_field)
+        multiply_adds = architecture.multiply_adds(shape)
     records = weights.records(model=options.model)
-    trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    shapes = architecture.stage_shapes(shape)
     about = {
         "name": options.model,
         "title": architecture.title,
-        "parameters": trainable,
-        "statistics": model.count_params() - trainable,
-        "multiply_adds": applications.multiply_adds(model),
-        "input_shape": list(model.input_shape[1:]),
+        "parameters": counts.trained,
+        "statistics": counts.others,
+        "multiply_adds": multiply_adds,
+        "input_shape": list(shape),
         "stages": [
             {
-                "name": stage.name,
-                "block": architecture.block.__name__,
-                "particles": stage.num_particles,
-                "shape": list(stage.output.shape[1:]),
+                "name": f"stage{number}",
+                "block": architecture.block_name,
+                "particles": particles,
+                "shape": list(shapes[number - 1]),
             }
-            for stage in stages(model)
+            for number, particles in enumerate(architecture.particles, start=1)
         ],
         "weights": [dataclasses.asdict(record) for record in records],
     }
     if options.json:
         print(json.dumps(about, indent=2))
         return
-    kind = "mean-field" if options.model.startswith("MF") else "plain"
+    kind = "mean-field" if network.mean_field else "plain"
     print(f"{options.model}: {architecture.title}, {kind}")
-    print(f"parameters     {trainable:,} trained, {about['statistics']:,} others")
-    print(f"multiply-adds  {about['multiply_adds']:,} for an image of {size} x {size} pixels")
+    print(f"parameters     {counts.trained:,} trained, {counts.others:,} others")
+    print(f"multiply-adds  {multiply_adds:,} for an image of {rows} x {cols} pixels")
     for stage in about["stages"]:
         shape = " x ".join(map(str, stage["shape"]))
         print(f"{stage['name']:14} {stage['particles']} x {stage['block']}, {shape}")
@@ -111,10 +115,3 @@ def _info(options: argparse.Namespace) -> None:
         )
     if not records:
         print("weights        none registered")
-
-
-def _shape(size: int) -> tuple[int, int, int]:
-    import keras
-
-    first = keras.config.image_data_format() == "channels_first"
-    return (3, size, size) if first else (size, size, 3)

@@ -64,7 +64,7 @@ def from_torch(
     """Loads a PyTorch state dict of the same architecture: all of it, or nothing.
 
     Two ways of naming are known: that of the package `pytorchcv` (`resnet20_cifar10` and deeper,
-    `resnet164bn_cifar10` for `ResNet164(preactivation=False)`, `preresnet110_cifar10`,
+    `resnet164bn_cifar10` for `PostActResNet164`, `preresnet110_cifar10`,
     `preresnet164bn_cifar10`, `resnext29_32x4d_cifar10`, ...), and that of torchvision's `ResNet`
     (`conv1`, `bn1`, `layer1.0.conv1`, `layer2.0.downsample.0`, `fc`), which the post-activation
     ResNets of chenyaofo/pytorch-cifar-models have. A prefix `module.` of all names is dropped, and

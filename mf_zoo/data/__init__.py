@@ -1,32 +1,39 @@
-"""Images as arrays or streamed from files, batches for `model.fit`, augmentation, a real sample."""
+"""Datasets as records, images as arrays or streamed from files, batches, augmentation, a sample.
 
-from mf_zoo.data.augmentation import Augmentation
-from mf_zoo.data.batches import Batches, batches
-from mf_zoo.data.cifar import (
-    DatasetCorruptError,
-    DatasetUnavailableError,
-    class_names,
-    load,
-    superclasses,
+Names are imported on first use: the records need neither Keras nor NumPy.
+"""
+
+import importlib
+import sys
+
+from mf_zoo import lazy
+
+__all__, __getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "Augmentation": "augmentation",
+        "Batches": "batching",
+        "Dataset": "datasets",
+        "DatasetCorruptError": "errors",
+        "DatasetUnavailableError": "errors",
+        "EpochDataset": "epochs",
+        "ImageFileError": "files",
+        "SmallImageWarning": "files",
+        "batches": "batching",
+        "check_range": "batching",
+        "class_names": "datasets",
+        "get": "datasets",
+        "image_files": "files",
+        "load": "loading",
+        "names": "datasets",
+        "read_image": "files",
+        "register": "datasets",
+        "sample": "shipped",
+        "stream": "streaming",
+        "superclasses": "datasets",
+    },
 )
-from mf_zoo.data.epochs import EpochDataset
-from mf_zoo.data.files import ImageFileError, image_files, read_image
-from mf_zoo.data.sample import sample
-from mf_zoo.data.streaming import stream
 
-__all__ = [
-    "Augmentation",
-    "Batches",
-    "DatasetCorruptError",
-    "DatasetUnavailableError",
-    "EpochDataset",
-    "ImageFileError",
-    "batches",
-    "class_names",
-    "image_files",
-    "load",
-    "read_image",
-    "sample",
-    "stream",
-    "superclasses",
-]
+if sys.modules.get("keras"):
+    # Keras finds the layer of a saved model by its registered name, which its module gives it.
+    importlib.import_module(f"{__name__}.augmentation")

@@ -58,6 +58,9 @@ class Augmentation(keras.layers.Layer):
             CIFAR gives one to every other batch).
         seed: Integer seed of the layer's own draws (in `call`); `None` is a random one.
 
+    A saved model that has this layer loads after `mf_zoo.data` was imported after Keras, or
+    `mf_zoo.data.Augmentation` was named.
+
     Input and output: images `(N, height, width, channels)` of any dtype; the dtype is kept.
 
     Raises:

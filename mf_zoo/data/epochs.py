@@ -13,7 +13,7 @@ _AUGMENTATION = 1  # a stream of random numbers of an epoch; 0 is that of permut
 class EpochDataset(keras.utils.PyDataset):
     """A dataset whose batches are functions of `(seed, epoch, batch index)` alone.
 
-    So a training that is interrupted and goes on at epoch `k` with `initial_epoch=k` sees the
+    So a training that is interrupted and resumes at epoch `k` with `initial_epoch=k` sees the
     very batches it would have seen. A subclass says in `batch` what they are.
 
     Within an epoch of `model.fit` the batches are handed out in order, whichever is asked for:

@@ -1,10 +1,11 @@
 """Image files of any kind, made fit for a network."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,12 @@ RESIZE = ("crop", "pad", "stretch")
 # Not all that Pillow knows: it runs an external program for PostScript, and opens scientific
 # formats such as HDF5, the weight files among them, without being able to read them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+_SMALL = 8  # pixels of a side below which hardly anything can be told
+
+
+class SmallImageWarning(UserWarning):
+    """An image has so few pixels that its class can hardly be told."""
 
 
 class ImageFileError(UserError, ValueError):
@@ -61,7 +68,10 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def read_image(
-    path: str | os.PathLike, size: tuple[int, int] = (32, 32), resize: str = "crop"
+    path: str | os.PathLike,
+    size: tuple[int, int] = (32, 32),
+    resize: str = "crop",
+    channels: int = 3,
 ) -> np.ndarray:
     """Reads an image file for a network of the zoo.
 
@@ -69,7 +79,8 @@ def read_image(
     file's name; of several frames the first. The orientation that a camera noted is undone,
     transparent parts are laid on white, greys, palettes, CMYK and 16-bit greys become RGB. An
     image of the wanted size stays as it is, to the bit; others are scaled with Pillow's
-    antialiased bicubic filter.
+    antialiased bicubic filter. Of an image that is less than 8 pixels high or wide, and is to be
+    enlarged, a `SmallImageWarning` says so.
 
     Args:
         path: The file.
@@ -77,51 +88,93 @@ def read_image(
         resize: How other proportions are met: `"crop"` scales the image to cover `size` and cuts
             the middle out, `"pad"` scales it to fit inside and adds black bars, `"stretch"`
             changes the proportions.
+        channels: 3 for RGB, 1 for greys.
 
     Returns:
-        uint8 `(rows, cols, 3)`.
+        uint8 `(rows, cols, channels)`.
 
     Raises:
         ImageFileError: The file cannot be read as an image, has more pixels than Pillow takes for
             harmless (`PIL.Image.MAX_IMAGE_PIXELS`), or pixels without a defined white, as those
             of a floating-point TIFF.
-        ValueError: For an unknown `resize`.
+        ValueError: For an unknown `resize`, or another number of channels.
 
     Example:
 
-    >>> PIL.Image.fromarray(mf_zoo.data.sample("cifar10")[0][0]).resize((640, 480)).save("cat.jpg")
+    >>> from PIL import Image
+    >>> Image.fromarray(mf_zoo.data.sample("cifar10")[0][0]).resize((640, 480)).save("cat.jpg")
     >>> mf_zoo.data.read_image("cat.jpg").shape
     (32, 32, 3)
     """
-    from PIL import Image, ImageOps
-
     if resize not in RESIZE:
         raise ValueError(f"`resize` must be one of {RESIZE}. Received: resize={resize!r}")
-    rows, columns = size
+    with open_image(path, channels, size) as image:
+        width, height = image.size
+        if min(width, height) < min(_SMALL, *size):
+            warnings.warn(
+                f"An image should be {_SMALL} pixels high and wide at least, to show what it is "
+                f"of. Received: {path}: {height} x {width} pixels",
+                SmallImageWarning,
+                stacklevel=2,
+            )
+        with _readable(path):
+            return fitted(image, size, resize).reshape(*size, channels)
+
+
+def open_image(file: Any, channels: int = 3, size: tuple[int, int] | None = None) -> "Image.Image":
+    """Reads an image file, upright and in RGB or greys, at any size.
+
+    Args:
+        file: Its path, or the file opened in binary mode.
+        channels: 3 for RGB, 1 for greys.
+        size: `(rows, cols)` to which the image is to be scaled: a JPEG decoder can scale down by
+            itself, to no less than four times that.
+
+    Raises:
+        ImageFileError, ValueError: See `read_image`.
+    """
+    from PIL import Image, ImageOps
+
+    if channels not in (1, 3):
+        raise ValueError(f"`channels` must be 1 or 3. Received: channels={channels!r}")
     Image.init()
+    formats = [kind for kind in _FORMATS if kind in Image.OPEN]
+    with _readable(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata that are not used
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=formats) as opened:
+            if size is not None:
+                # A third of the time for a photograph of 12 million pixels, and values that differ
+                # by 1 of 255.
+                opened.draft("RGB", (4 * size[1], 4 * size[0]))
+            image = _rgb(ImageOps.exif_transpose(opened))
+            return image.convert("L") if channels == 1 else image
+
+
+@contextlib.contextmanager
+def _readable(file: Any) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that are not used
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(
-                path, formats=[kind for kind in _FORMATS if kind in Image.OPEN]
-            ) as file:
-                # A JPEG decoder can scale down: a third of the time for a photograph of 12 million
-                # pixels, and values that differ by 1 of 255.
-                file.draft("RGB", (4 * columns, 4 * rows))
-                image = _rgb(ImageOps.exif_transpose(file))
-        if image.size != (columns, rows):
-            method = Image.Resampling.BICUBIC
-            if resize == "crop":
-                image = ImageOps.fit(image, (columns, rows), method)
-            elif resize == "pad":
-                image = ImageOps.pad(image, (columns, rows), method)
-            else:
-                image = image.resize((columns, rows), method)
+        yield
     except Exception as error:  # of damaged files Pillow raises many kinds
+        name = file if isinstance(file, (str, os.PathLike)) else "one inside a dataset"
         raise ImageFileError(
-            f"An image file must be one that Pillow can read. Received: {path}: {error}"
+            f"An image file must be one that Pillow can read. Received: {name}: {error}"
         ) from error
+
+
+def fitted(image: "Image.Image", size: tuple[int, int], resize: str = "crop") -> np.ndarray:
+    """The pixels of an image scaled to a size, see `read_image`."""
+    from PIL import Image, ImageOps
+
+    rows, columns = size
+    if image.size != (columns, rows):
+        method = Image.Resampling.BICUBIC
+        if resize == "crop":
+            image = ImageOps.fit(image, (columns, rows), method)
+        elif resize == "pad":
+            image = ImageOps.pad(image, (columns, rows), method)
+        else:
+            image = image.resize((columns, rows), method)
     return np.asarray(image)
 
 

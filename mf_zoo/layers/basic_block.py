@@ -4,7 +4,8 @@ from typing import Any
 
 import keras
 
-from mf_zoo.layers.residual_function import Convolution, ResidualFunction
+from mf_zoo import chains
+from mf_zoo.layers.residual_function import ResidualFunction
 
 
 @keras.saving.register_keras_serializable(package="mf_zoo")
@@ -35,11 +36,14 @@ class BasicBlock(ResidualFunction):
     (2, 8, 8, 16)
     """
 
+    kind = chains.BASIC
+    expansion, preactivation = kind.expansion, kind.preactivation
+
     def __init__(self, filters: int, strides: int = 1, **kwargs: Any):
         self.check(filters=filters, strides=strides)
         super().__init__(
-            [Convolution(filters, 3, strides), Convolution(filters, 3)],
-            preactivation=False,
+            self.kind.convolutions(filters, strides),
+            self.kind.preactivation,
             **kwargs,
         )
         self.filters = filters
@@ -59,8 +63,8 @@ class PreActBasicBlock(ResidualFunction):
     Args:
         filters: Number of output channels of both convolutions.
         strides: Stride of the first convolution; a residual function of a stage has 1.
-        first_activation: Whether it starts with BatchNormalization and ReLU. The block at the head
-            of a stage shares these with its shortcut and leaves them out.
+        first_activation: Whether it starts with BatchNormalization and ReLU. The entry block of a
+            stage shares these with its shortcut and leaves them out.
         **kwargs: Those of `BasicBlock`.
 
     Input and output shape:
@@ -74,13 +78,16 @@ class PreActBasicBlock(ResidualFunction):
     (2, 8, 8, 16)
     """
 
+    kind = chains.PREACT_BASIC
+    expansion, preactivation = kind.expansion, kind.preactivation
+
     def __init__(
         self, filters: int, strides: int = 1, first_activation: bool = True, **kwargs: Any
     ):
         self.check(filters=filters, strides=strides)
         super().__init__(
-            [Convolution(filters, 3, strides), Convolution(filters, 3)],
-            preactivation=True,
+            self.kind.convolutions(filters, strides),
+            self.kind.preactivation,
             first_activation=first_activation,
             **kwargs,
         )

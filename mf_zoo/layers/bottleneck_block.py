@@ -4,20 +4,8 @@ from typing import Any
 
 import keras
 
-from mf_zoo.layers.residual_function import Convolution, ResidualFunction
-
-EXPANSION = 4
-
-
-def _bottleneck(
-    filters: int, strides: int, width: int | None = None, groups: int = 1
-) -> list[Convolution]:
-    width = filters if width is None else width
-    return [
-        Convolution(width, 1),
-        Convolution(width, 3, strides, groups),
-        Convolution(EXPANSION * filters, 1),
-    ]
+from mf_zoo import chains
+from mf_zoo.layers.residual_function import ResidualFunction
 
 
 @keras.saving.register_keras_serializable(package="mf_zoo")
@@ -45,9 +33,14 @@ class BottleneckBlock(ResidualFunction):
     (2, 8, 8, 64)
     """
 
+    kind = chains.BOTTLENECK
+    expansion, preactivation = kind.expansion, kind.preactivation
+
     def __init__(self, filters: int, strides: int = 1, **kwargs: Any):
         self.check(filters=filters, strides=strides)
-        super().__init__(_bottleneck(filters, strides), preactivation=False, **kwargs)
+        super().__init__(
+            self.kind.convolutions(filters, strides), self.kind.preactivation, **kwargs
+        )
         self.filters = filters
         self.strides = strides
 
@@ -62,8 +55,8 @@ class PreActBottleneckBlock(ResidualFunction):
     Args:
         filters: Number of channels of the first two convolutions; the output has `4 * filters`.
         strides: Stride of the 3x3 convolution; a residual function of a stage has 1.
-        first_activation: Whether it starts with BatchNormalization and ReLU. The block at the head
-            of a stage shares these with its shortcut and leaves them out.
+        first_activation: Whether it starts with BatchNormalization and ReLU. The entry block of a
+            stage shares these with its shortcut and leaves them out.
         **kwargs: Those of `BasicBlock`.
 
     Input and output shape:
@@ -78,13 +71,16 @@ class PreActBottleneckBlock(ResidualFunction):
     (2, 8, 8, 64)
     """
 
+    kind = chains.PREACT_BOTTLENECK
+    expansion, preactivation = kind.expansion, kind.preactivation
+
     def __init__(
         self, filters: int, strides: int = 1, first_activation: bool = True, **kwargs: Any
     ):
         self.check(filters=filters, strides=strides)
         super().__init__(
-            _bottleneck(filters, strides),
-            preactivation=True,
+            self.kind.convolutions(filters, strides),
+            self.kind.preactivation,
             first_activation=first_activation,
             **kwargs,
         )
@@ -122,6 +118,9 @@ class ResNeXtBlock(ResidualFunction):
     (2, 8, 8, 256)
     """
 
+    kind = chains.RESNEXT
+    expansion, preactivation = kind.expansion, kind.preactivation
+
     def __init__(self, filters: int, cardinality: int, width: int, strides: int = 1, **kwargs: Any):
         self.check(filters=filters, cardinality=cardinality, width=width, strides=strides)
         if filters * width % 64:
@@ -130,8 +129,8 @@ class ResNeXtBlock(ResidualFunction):
                 f"filters. Received: filters={filters}, width={width}"
             )
         super().__init__(
-            _bottleneck(filters, strides, cardinality * filters * width // 64, cardinality),
-            preactivation=False,
+            self.kind.convolutions(filters, cardinality, width, strides),
+            self.kind.preactivation,
             **kwargs,
         )
         self.filters = filters

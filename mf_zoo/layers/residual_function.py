@@ -1,21 +1,14 @@
 """What the convolutional residual functions of the zoo have in common."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers
 
+from mf_zoo.chains import Convolution
 from mf_zoo.layers.batch_normalization import BatchNormalization
 from mf_zoo.layers.grouped_conv2d import GroupedConv2D
-
-
-class Convolution(NamedTuple):
-    """One convolution of a residual function: without bias, and padded to keep the size."""
-
-    filters: int
-    kernel_size: int
-    strides: int = 1
-    groups: int = 1
 
 
 class ResidualFunction(layers.Layer):
@@ -38,7 +31,7 @@ class ResidualFunction(layers.Layer):
 
     def __init__(
         self,
-        convolutions: list[Convolution],
+        convolutions: Sequence[Convolution],
         preactivation: bool,
         first_activation: bool = True,
         kernel_initializer: Any = "he_normal",

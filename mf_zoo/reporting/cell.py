@@ -4,20 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mf_zoo import files
-from mf_zoo.errors import UserError
+from mf_zoo import applications, files
+from mf_zoo.errors import UserError, user_errors
 from mf_zoo.training.campaign import COLUMNS, RUNS
+from mf_zoo.training.recipes import fields
 
 # Values of a recipe that a network without learned times has no use for.
-_MEAN_FIELD = (
-    "time_learning_rate_multiplier",
-    "mean_field_scaling",
-    "noise_temperature",
-    "quadrature",
-    "horizon",
-    "initial_times",
-    "reorder",
-)
+_MEAN_FIELD = fields("stage", "times")
 
 
 @dataclasses.dataclass
@@ -45,7 +38,12 @@ class Cell:
     @property
     def mean_field(self) -> bool:
         """Whether the network has learned times."""
-        return self.model.startswith("MF")
+        return network(self.model).mean_field
+
+    @property
+    def plain_model(self) -> str:
+        """Name of the plain network of the same architecture."""
+        return network(self.model).architecture.name
 
     @property
     def data(self) -> tuple[str, int, str]:
@@ -59,7 +57,7 @@ class Cell:
 
     def twin(self, others: Iterable["Cell"]) -> "Cell | None":
         """The plain network of a mean-field one: otherwise trained and evaluated alike."""
-        wanted = (self.model.removeprefix("MF"), *self.data, self.plain_setting)
+        wanted = (self.plain_model, *self.data, self.plain_setting)
         for other in others:
             if self.mean_field and (other.model, *other.data, other.setting) == wanted:
                 return other
@@ -102,6 +100,16 @@ def read_results(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def network(model: str) -> applications.Network:
+    """What the registry knows of a network in the results.
+
+    Raises:
+        UserError: For one that the registry does not know.
+    """
+    with user_errors():
+        return applications.network(model)
+
+
 def cells(rows: Iterable[Mapping[str, str]]) -> list[Cell]:
     """Puts the finished runs together that differ in the seed only, in the order of the file.
 
@@ -118,7 +126,7 @@ def cells(rows: Iterable[Mapping[str, str]]) -> list[Cell]:
         epochs = "1 epoch" if row["epochs"] == "1" else f"{row['epochs']} epochs"
         changes = [text for text in row["overrides"].split() if not text.startswith("epochs=")]
         plain = [text for text in changes if text.partition("=")[0] not in _MEAN_FIELD]
-        if not row["model"].startswith("MF"):
+        if not network(row["model"]).mean_field:
             changes = plain
         cell = Cell(
             row["model"],

@@ -129,10 +129,10 @@ def _panels(figure: "Figure", names: Sequence[str]) -> dict[str, Any]:
 
 def _draw_curves(figure, folder, found, value, ylabel, **scale) -> None:
     """A panel for each architecture, a colour for each cell, a line for each seed."""
-    architectures = list(dict.fromkeys(f"{c.model.removeprefix('MF')}, {c.dataset}" for c in found))
+    architectures = list(dict.fromkeys(f"{c.plain_model}, {c.dataset}" for c in found))
     panels = _panels(figure, architectures)
     for cell in found:
-        axes = panels[f"{cell.model.removeprefix('MF')}, {cell.dataset}"]
+        axes = panels[f"{cell.plain_model}, {cell.dataset}"]
         color = None
         for rows in _histories(folder, cell).values():
             points = value(rows)

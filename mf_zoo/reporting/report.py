@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mf_zoo import data
+from mf_zoo.markdown import table
 from mf_zoo.reporting import published
 from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.pictures import PICTURES, drawable
@@ -31,8 +32,9 @@ def markdown(folder: Path) -> str:
 
     Example:
 
-    >>> from mf_zoo.reporting import markdown
-    >>> print(markdown(Path("results/cifar10-resnets")))  # doctest: +SKIP
+    ```python
+    print(mf_zoo.reporting.markdown(Path("results/cifar10-resnets")))
+    ```
     """
     rows = read_results(folder)
     found = cells(rows)
@@ -76,20 +78,13 @@ def markdown(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(header)} |",
-        "|" + "---|" * len(header),
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
 def _errors(chosen: Sequence[Cell]) -> list[str]:
     compared = chosen[0].evaluated_on == "test"
     kinds = published.KINDS if compared else ()
     coarse = data.superclasses(chosen[0].dataset) is not None
     others = {"top-5": "test_top5_error"} | ({"coarse": "test_coarse_error"} if coarse else {})
-    rows, sources = [], []
+    rows = []
+    sources: dict[tuple[str, published.Source], dict[str, None]] = {}
     for cell in chosen:
         errors = list(cell.errors.values())
         spread = deviation(errors)
@@ -105,15 +100,16 @@ def _errors(chosen: Sequence[Cell]) -> list[str]:
             entry = published.find(cell.model, cell.dataset, kind)
             row.append(f"{entry.error:.2f}" if entry else "")
             if entry:
-                sources.append((kind, entry.source))
+                sources.setdefault((kind, entry.source), {}).update({entry.note: None})
         rows.append(row)
     header = ["model", "setting", "seeds", "mean", "deviation", *others, "swaps", *kinds]
-    lines = _table(header, rows)
+    lines = [table(header, rows)]
     if sources:
         lines += ["", "Published figures are of the plain network:", ""]
-        for kind in published.KINDS:
-            if named := list(dict.fromkeys(source for k, source in sources if k == kind)):
-                lines.append(f"- {kind}: {'; '.join(named)}.")
+        # In the order of the columns; sorting keeps that of the rows.
+        for kind, source in sorted(sources, key=lambda key: kinds.index(key[0])):
+            said = " ".join(filter(None, (source.note, *sources[kind, source])))
+            lines.append(f"- {kind}: {source.title}. {said}")
     return lines
 
 
@@ -142,7 +138,7 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]]) -> list[str]:
         "In points of error, paired by seed; below 0 the mean-field network is better. The",
         "interval is Student's, of n differences: it says how far other seeds would move the mean.",
         "",
-        *_table(header, rows),
+        table(header, rows),
     ]
 
 

@@ -10,8 +10,10 @@ __all__, __getattr__, __dir__ = lazy.attach(
     {
         "RECIPES": "recipes",
         "Evaluation": "evaluation",
+        "Machine": "settings",
         "Recipe": "recipes",
         "RunError": "runs",
+        "RunSettings": "settings",
         "evaluate": "evaluation",
         "evaluate_weights": "runner",
         "get_recipe": "recipes",

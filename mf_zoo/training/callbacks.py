@@ -221,3 +221,42 @@ class Checkpoint(keras.callbacks.Callback):
         for other in self.folder.glob("*checkpoint-*.keras"):
             if other != path:
                 os.unlink(other)
+
+
+class SetEpoch(keras.callbacks.Callback):
+    """Makes everything random in an epoch a function of the seed and the epoch.
+
+    The batches are by themselves. Keras's dropout on PyTorch draws from the global generator,
+    which no checkpoint keeps.
+
+    Args:
+        batches: A dataset whose `epoch` is set.
+        seed: The seed of the run.
+    """
+
+    def __init__(self, batches: Any, seed: int):
+        super().__init__()
+        self.batches = batches
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch
+        keras.utils.set_random_seed(
+            int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        )
+
+
+def tensorboard_logs(folder: Path) -> keras.callbacks.Callback:
+    """Keras's callback that writes TensorBoard logs to a folder.
+
+    Raises:
+        UserError: If TensorFlow or TensorBoard is not installed.
+    """
+    try:
+        import tensorboard  # noqa: F401
+        import tensorflow  # noqa: F401  # Keras's callback writes through it on every backend.
+    except ImportError as error:
+        raise UserError(
+            f"TensorBoard logs need the packages tensorflow and tensorboard. Received: {error}"
+        ) from error
+    return keras.callbacks.TensorBoard(str(folder), write_graph=False)

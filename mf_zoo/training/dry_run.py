@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,31 +10,25 @@ from mf_zoo import applications, data
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.layers import MeanFieldStage
 from mf_zoo.layers.residual_function import ResidualFunction
-from mf_zoo.training.recipes import Recipe, get_recipe
-from mf_zoo.training.runner import (
+from mf_zoo.training.assembly import (
     check_counts,
     check_holdout,
     check_on_device,
     dtype_policy,
-    name_of,
     stage_values,
 )
-
-TRAIN_IMAGES = 50_000  # in CIFAR-10 and in CIFAR-100
+from mf_zoo.training.recipes import Recipe
+from mf_zoo.training.settings import Machine, RunSettings
 
 
 def dry_run(
-    model: str,
-    dataset: str = "cifar10",
+    settings: RunSettings,
     *,
-    recipe: str | Path | Recipe = "paper",
-    input_size: int = 32,
+    machine: Machine | None = None,
+    input_size: int | None = None,
     images: int | None = None,
     classes: int | None = None,
     devices: int = 1,
-    holdout: int = 0,
-    limit: int | None = None,
-    on_device: bool = False,
 ) -> dict[str, Any]:
     """Says what a training run would take: parameters, work, steps and memory.
 
@@ -58,15 +51,14 @@ def dry_run(
     activations on their way, and what the backend's allocator keeps come on top.
 
     Args:
-        model: Name of a model, see `mf_zoo.applications.list_models()`.
-        dataset: `"cifar10"` or `"cifar100"`, which says how many images and classes there are.
-        recipe: A name of `RECIPES`, a `.toml` file, or a `Recipe`.
-        input_size: Pixels a side.
+        settings: The settings of the run; the dataset says how large images are and how many
+            images and classes there are.
+        machine: As in `mf_zoo.training.train`.
+        input_size: Pixels a side; `None` for the dataset's.
         images: Number of training images; `None` for the dataset's.
         classes: Number of classes; `None` for the dataset's.
         devices: Number of devices that share a batch; an epoch leaves out as many images as make
             its last batch unequal, at most `devices - 1`.
-        holdout, limit, on_device: As in `mf_zoo.training.train`.
 
     Returns:
         A dictionary fit for JSON: `model`, `backend`, `dtype_policy`, `input_shape`, `classes`,
@@ -79,28 +71,23 @@ def dry_run(
 
     Example:
 
+    >>> from mf_zoo.training import RunSettings
     >>> from mf_zoo.training.dry_run import dry_run
-    >>> dry_run("MFResNet20", recipe="quick")["steps_per_epoch"]
+    >>> dry_run(RunSettings("MFResNet20", recipe="quick"))["steps_per_epoch"]
     391
     """
-    check_counts(
-        input_size=input_size,
-        images=images,
-        classes=classes,
-        devices=devices,
-        holdout=holdout,
-        limit=limit,
-    )
+    check_counts(input_size=input_size, images=images, classes=classes, devices=devices)
+    on_device = machine is not None and machine.on_device
     check_on_device(on_device)
     with user_errors():
-        recipe = get_recipe(recipe)
-        builder = applications.get(model)
-        known = len(data.class_names(dataset))
-    classes = classes or known
-    images = images or TRAIN_IMAGES
-    images = min(images, limit or images)
-    check_holdout(holdout, images)
-    images -= holdout
+        model = applications.network(settings.model).name
+        dataset = data.get(settings.dataset)
+    recipe = settings.recipe
+    classes = classes or dataset.classes
+    images = images or dataset.images["train"]
+    images = min(images, settings.limit or images)
+    check_holdout(settings.holdout, images)
+    images -= settings.holdout
     if devices > images:
         raise UserError(
             "There must be at least one image for each device. "
@@ -112,7 +99,7 @@ def dry_run(
             "The batch must be divisible by the number of devices. "
             f"Received: batch_size={recipe.batch_size}, devices={devices}"
         )
-    network = _network(builder, recipe, input_size, classes)
+    network = _network(model, recipe, dataset, input_size, classes)
     trained = _size(network.trainable_variables)
     trained_bytes = _bytes(network.trainable_variables)
     batch = recipe.batch_size // devices
@@ -128,7 +115,7 @@ def dry_run(
         "images": images * (pixels + 8) if on_device else 0,
     }
     return {
-        "model": name_of(builder, model),
+        "model": model,
         "backend": keras.config.backend(),
         "dtype_policy": recipe.dtype_policy,
         "input_shape": list(network.input_shape[1:]),
@@ -205,16 +192,20 @@ _NOTHING = (
 )
 
 
-def _network(builder: Any, recipe: Recipe, side: int, classes: int) -> keras.Model:
+def _network(
+    model: str, recipe: Recipe, dataset: data.Dataset, side: int | None, classes: int
+) -> keras.Model:
     """The network that `train` would build, for images of `side` pixels a side."""
+    rows, columns, channels = dataset.image_shape
+    rows, columns = (rows, columns) if side is None else (side, side)
     first = keras.config.image_data_format() == "channels_first"
-    name = name_of(builder, "This model")
     with user_errors(), dtype_policy(recipe.dtype_policy):
-        return builder(
-            input_shape=(3, side, side) if first else (side, side, 3),
+        return applications.get(model)(
+            input_shape=(channels, rows, columns) if first else (rows, columns, channels),
             classes=classes,
             classifier_activation=None,
-            **stage_values(builder, name, recipe),
+            dataset=dataset.name,
+            **stage_values(model, recipe),
         )
 
 

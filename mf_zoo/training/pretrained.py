@@ -7,10 +7,11 @@ from typing import Any
 
 import keras
 
-from mf_zoo import files
+from mf_zoo import applications, files
 from mf_zoo import weights as registry
 from mf_zoo.applications.builders import is_file
-from mf_zoo.training.recipes import Recipe
+from mf_zoo.training.recipes import Recipe, fields
+from mf_zoo.training.settings import RunSettings
 
 
 def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[str, Any]:
@@ -22,8 +23,8 @@ def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[st
         freeze: Names or patterns of layers.
 
     Returns:
-        `weights` (of a file, its absolute path), `weights_sha256` (of a file, lest it changes
-        before the run goes on; else `None`) and `freeze`.
+        `weights` (of a file, its absolute path), `weights_sha256` (of a file, so that a change is
+        noticed when the run is resumed; else `None`) and `freeze`.
 
     Raises:
         ValueError: If the file is missing or no weight file.
@@ -56,9 +57,29 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
     return recipe.replace(
         **{
             key: getattr(record, key)
-            for key in ("quadrature", "horizon", "reorder")
-            if getattr(recipe, key) == getattr(default, key)
+            for key in fields("stage")
+            if hasattr(record, key) and getattr(recipe, key) == getattr(default, key)
         }
+    )
+
+
+def resolve(run: RunSettings) -> RunSettings:
+    """The settings of a run with what follows from its weights filled in.
+
+    Args:
+        run: The settings.
+
+    Returns:
+        The settings with the model's name as it is registered, the digest of a weight file, and the
+        stages' values of registered weights where the recipe is at its defaults.
+
+    Raises:
+        ValueError: If there is no such model, or there are no such weights.
+    """
+    return run.replace(
+        model=applications.network(run.model).name,
+        recipe=with_stages_of(run.weights, run.model, run.recipe),
+        **settings(run.weights, run.freeze),
     )
 
 

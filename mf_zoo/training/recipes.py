@@ -11,24 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_CHOICES = {
-    "schedule": ("step", "cosine", "one_cycle"),
-    "quadrature": ("backward", "midpoint", "uniform", "uniform_straight_through"),
-    "initial_times": ("grid", "random"),
-    "dtype_policy": ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16"),
-}
-_POSITIVE = ("epochs", "batch_size", "learning_rate", "horizon")
-_NOT_NEGATIVE = (
-    "weight_decay",
-    "warmup_epochs",
-    "padding",
-    "cutout",
-    "mixup",
-    "cutmix",
-    "time_learning_rate_multiplier",
-    "noise_temperature",
-)
-_BELOW_ONE = ("momentum", "label_smoothing")
+
+def _value(default: Any, part: str, **bounds: Any) -> Any:
+    """A field of `Recipe`: its default, what it belongs to, and the bounds of its value.
+
+    Args:
+        default: The default.
+        part: What it belongs to, see `fields`.
+        **bounds: `choices`, a tuple of names; `above`, `least` or `below`, a number.
+    """
+    return dataclasses.field(default=default, metadata={"part": part, **bounds})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +28,8 @@ class Recipe:
     """All settings of a training run that change its outcome, apart from model, data and seed.
 
     Weight decay is always the coupled (L2) one of He et al., 2016: it is added to the gradient
-    before the momentum. The values of `quadrature`, `horizon`, `initial_times` and `reorder` go to
-    the model's builder, those of `time_learning_rate_multiplier`, `mean_field_scaling` and
-    `noise_temperature` to the optimizer; models without learned times ignore the optimizer's.
+    before the momentum. `fields` tells which part of a training a value belongs to. Models without
+    learned times ignore what the optimizer does to particles.
 
     Args:
         name: Name under which the recipe is found.
@@ -60,11 +51,12 @@ class Recipe:
         cutout: Side of the square cut out, in pixels; 0 for none.
         mixup: Parameter alpha of mixup's Beta distribution; 0 for none.
         cutmix: The same of CutMix. With both, each batch draws one of the two with probability 1/2.
-        time_learning_rate_multiplier: The particles' times learn at so many learning rates.
+        time_learning_rate_multiplier: Learning rate of the particles' times, as a multiple
+            of the learning rate.
         mean_field_scaling: Whether particle gradients are multiplied by `n / T`.
         noise_temperature: Temperature of the Langevin noise on particles.
-        quadrature: Quadrature rule of the mean-field stages: `"backward"`, `"midpoint"`,
-            `"uniform"` or `"uniform_straight_through"`, see `mf_zoo.layers`.
+        quadrature: Name of the quadrature rule of the mean-field stages, a registered one: see
+            `mf_zoo.layers`.
         horizon: Horizon `T` of every stage, `None` for its number of particles.
         initial_times: `"grid"` or `"random"`.
         reorder: Whether blocks are applied in the order of their times, and not in that of storage.
@@ -83,59 +75,71 @@ class Recipe:
 
     name: str
     description: str = ""
-    epochs: int = 200
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    schedule: str = "step"
-    warmup_epochs: float = 0.0
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    label_smoothing: float = 0.0
-    padding: int = 4
-    flip: bool = True
-    cutout: int = 0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    time_learning_rate_multiplier: float = 1.0
-    mean_field_scaling: bool = False
-    noise_temperature: float = 0.0
-    quadrature: str = "backward"
-    horizon: float | None = None
-    initial_times: str = "grid"
-    reorder: bool = True
-    dtype_policy: str = "float32"
+    epochs: int = _value(200, "run", above=0)
+    batch_size: int = _value(128, "batches", above=0)
+    learning_rate: float = _value(0.1, "schedule", above=0)
+    schedule: str = _value("step", "schedule", choices=("step", "cosine", "one_cycle"))
+    warmup_epochs: float = _value(0.0, "schedule", least=0)
+    momentum: float = _value(0.9, "optimizer", least=0, below=1)
+    nesterov: bool = _value(False, "optimizer")
+    weight_decay: float = _value(1e-4, "optimizer", least=0)
+    label_smoothing: float = _value(0.0, "loss", least=0, below=1)
+    padding: int = _value(4, "augmentation", least=0)
+    flip: bool = _value(True, "augmentation")
+    cutout: int = _value(0, "augmentation", least=0)
+    mixup: float = _value(0.0, "augmentation", least=0)
+    cutmix: float = _value(0.0, "augmentation", least=0)
+    time_learning_rate_multiplier: float = _value(1.0, "times", least=0)
+    mean_field_scaling: bool = _value(False, "times")
+    noise_temperature: float = _value(0.0, "times", least=0)
+    quadrature: str = _value("backward", "stage")
+    horizon: float | None = _value(None, "stage", above=0)
+    initial_times: str = _value("grid", "stage", choices=("grid", "random"))
+    reorder: bool = _value(True, "stage")
+    dtype_policy: str = _value(
+        "float32", "run", choices=("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = _checked_type(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-            if field.name in _CHOICES and value not in _CHOICES[field.name]:
-                raise ValueError(
-                    f"Recipe value `{field.name}` must be one of "
-                    f"{', '.join(_CHOICES[field.name])}. Received: {field.name}={value!r}"
-                )
-            if value is None:
-                continue
-            if isinstance(value, float):
-                _require(field.name, value, math.isfinite(value), "a finite number")
-            if field.name in _POSITIVE:
-                _require(field.name, value, value > 0, "greater than 0")
-            elif field.name in _NOT_NEGATIVE:
-                _require(field.name, value, value >= 0, "0 or more")
-            elif field.name in _BELOW_ONE:
-                _require(field.name, value, 0 <= value < 1, "in [0, 1)")
+            _check_bounds(field, value)
         _require(
             "warmup_epochs",
             self.warmup_epochs,
             self.warmup_epochs < self.epochs,
             f"less than the {self.epochs} epochs",
         )
+        default = type(self).__dataclass_fields__["quadrature"].default
+        if self.quadrature != default:  # The default needs no look into the registry, and no Keras.
+            from mf_zoo.layers.quadrature import rules
+
+            known = rules()
+            _require(
+                "quadrature",
+                self.quadrature,
+                self.quadrature in known,
+                f"one of {', '.join(known)}",
+            )
 
     @property
     def soft_labels(self) -> bool:
         """Whether images are mixed and labels one-hot, for mixup or CutMix."""
         return self.mixup > 0 or self.cutmix > 0
+
+    def values(self, *parts: str) -> dict[str, Any]:
+        """Returns the values that belong to some parts of a training, by name.
+
+        Args:
+            *parts: Names of parts, see `fields`.
+
+        Example:
+
+        >>> mf_zoo.training.RECIPES["paper"].values("optimizer")
+        {'momentum': 0.9, 'nesterov': False, 'weight_decay': 0.0001}
+        """
+        return {name: getattr(self, name) for name in fields(*parts)}
 
     def replace(self, **values) -> "Recipe":
         """Returns the recipe with some values changed, all of them checked."""
@@ -150,6 +154,47 @@ class Recipe:
 
 
 _TYPES = typing.get_type_hints(Recipe)
+
+
+def fields(*parts: str) -> list[str]:
+    """Names of the values of a recipe.
+
+    Args:
+        *parts: Only those that belong to these parts of a training: `"run"` (its length and
+            precision), `"batches"`, `"schedule"` (of the learning rate), `"optimizer"` (of all
+            weights), `"times"` (what the optimizer does to particles), `"stage"` (arguments of
+            mean-field stages), `"augmentation"`, `"loss"`. Without any, all values but name and
+            description.
+
+    Returns:
+        The names, in the order of `Recipe`.
+
+    Example:
+
+    >>> from mf_zoo.training.recipes import fields
+    >>> fields("stage")
+    ['quadrature', 'horizon', 'initial_times', 'reorder']
+    """
+    found = {f.name: f.metadata["part"] for f in dataclasses.fields(Recipe) if "part" in f.metadata}
+    return [name for name, part in found.items() if not parts or part in parts]
+
+
+def _check_bounds(field: dataclasses.Field, value: Any) -> None:
+    """Checks a value against the bounds of its field."""
+    bounds = field.metadata
+    if value is None:
+        return
+    if isinstance(value, float):
+        _require(field.name, value, math.isfinite(value), "a finite number")
+    if choices := bounds.get("choices"):
+        _require(field.name, value, value in choices, f"one of {', '.join(choices)}")
+    if "below" in bounds:
+        low, high = bounds["least"], bounds["below"]
+        _require(field.name, value, low <= value < high, f"in [{low}, {high})")
+    elif "least" in bounds:
+        _require(field.name, value, value >= bounds["least"], f"{bounds['least']} or more")
+    elif "above" in bounds:
+        _require(field.name, value, value > bounds["above"], f"greater than {bounds['above']}")
 
 
 def _require(name: str, value, condition: bool, what: str):

@@ -1,6 +1,8 @@
 """The run folder: the names of what it holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mf_zoo.errors import UserError
 from mf_zoo.files import write_atomically
@@ -14,6 +16,21 @@ WEIGHTS = "final.weights.h5"
 TENSORBOARD = "tensorboard"
 
 RunError = UserError  # what it was called in version 0.1
+
+
+def normalization(config: Mapping[str, Any]) -> Any:
+    """Mean and standard deviation of a run's images; `None` for a network that has no use for them.
+
+    Args:
+        config: The content of the run's `config.json`.
+    """
+    if "normalization" in config:
+        return config["normalization"]
+    # Version 0.1 normalised all images as those of CIFAR-10 and did not say so.
+    from mf_zoo import data
+
+    record = data.get("cifar10")
+    return record.mean, record.std
 
 
 def drop_rows_after(path: Path, epoch: int):

@@ -10,10 +10,11 @@ __all__, __getattr__, __dir__ = lazy.attach(
     {
         "MeanFieldHyperModel": "hypermodel",
         "SPACE": "space",
+        "SearchSettings": "settings",
         "ray_recipe": "ray",
         "ray_space": "ray",
         "ray_tune": "ray",
         "tune": "search",
-        "work": "search",
+        "work": "chief",
     },
 )

@@ -103,8 +103,8 @@ class _Durable:
                 _forget(trial)
                 self.tuner_ids.add(tuner_id)
                 print(
-                    f"trial {trial.trial_id}: {tuner_id} goes on for {other}, not heard of for "
-                    f"{self.worker_timeout:g} s",
+                    f"trial {trial.trial_id}: {tuner_id} takes it over from {other}, not heard of "
+                    f"for {self.worker_timeout:g} s",
                     flush=True,
                 )
                 self.save()
@@ -220,7 +220,7 @@ class Heartbeat:
 
 
 class Tuner(keras_tuner.Hyperband):
-    """The tuner of all oracles here: Hyperband's knows how to go on with a trial, when asked to.
+    """The tuner of all oracles here: Hyperband's knows how to resume a trial, when asked to.
 
     Args:
         oracle: One of the oracles here.

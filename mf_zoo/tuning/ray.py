@@ -24,7 +24,7 @@ def ray_space(hypermodel: MeanFieldHyperModel) -> dict[str, Any]:
     """
     from ray import tune
 
-    space: dict[str, Any] = {"model": tune.choice(list(hypermodel.models))}
+    space: dict[str, Any] = {"model": tune.choice(hypermodel.models)}
     if "horizon" in hypermodel.space:
         space["fixed_horizon"] = tune.choice([False, True])
     for name, values in hypermodel.space.items():
@@ -76,7 +76,7 @@ def ray_tune(
 
     Args:
         hypermodel: Arguments of `MeanFieldHyperModel`; each worker makes it anew.
-        dataset: `"cifar10"` or `"cifar100"`.
+        dataset: Name of a dataset, see `mf_zoo.data.names()`.
         data_dir: Where `mf_zoo.data.load` finds the dataset on the workers.
         num_samples: Number of trials.
         holdout: Number of training images to choose by.
@@ -94,8 +94,10 @@ def ray_tune(
 
     Example:
 
-    >>> results = ray_tune({"models": "MFResNet20"}, data_dir="data")  # doctest: +SKIP
-    >>> results.get_best_result().metrics["val_accuracy"]  # doctest: +SKIP
+    ```python
+    results = ray_tune({"models": "MFResNet20"}, data_dir="data")
+    results.get_best_result().metrics["val_accuracy"]
+    ```
 
     Source: Liaw et al., *Tune: A Research Platform for Distributed Model Selection and Training*,
     2018, arXiv 1807.05118.
@@ -109,7 +111,7 @@ def ray_tune(
             f"Received: {holdout!r}"
         )
     settings = {
-        "hypermodel": dict(hypermodel),
+        "hypermodel": {"dataset": dataset, **hypermodel},
         "data": (dataset, str(data_dir), holdout, limit),
         "backend": keras.config.backend(),
     }
@@ -140,11 +142,11 @@ def _trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
     os.environ.setdefault("KERAS_BACKEND", settings["backend"])
     from ray import tune
 
-    from mf_zoo.training import runner
+    from mf_zoo.training import assembly
 
     hypermodel = MeanFieldHyperModel(**settings["hypermodel"])
     hp = _hyperparameters(config)
-    training, validation, _ = runner.load_data(*settings["data"])
+    training, validation, _ = assembly.load_data(*settings["data"])
     model = hypermodel.build(hp)
     for epoch in range(hypermodel.base.epochs):
         found = hypermodel.fit(

@@ -1,14 +1,11 @@
-"""Which values of a recipe are searched, and where; what needs no keras-tuner to be told."""
+"""Which values of a recipe are searched, and where. No Keras."""
 
-import dataclasses
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mf_zoo.training.recipes import Recipe, parse_override
-
-SEARCH = "search.json"  # the settings of a search, in its folder
-TUNERS = ("random", "bayesian", "hyperband", "grid")
+from mf_zoo import applications
+from mf_zoo.training.recipes import Recipe, fields, parse_override
 
 # A list is a choice, a pair (low, high) a range: logarithmic from a decade on.
 SPACE: Mapping[str, list | tuple] = types.MappingProxyType(
@@ -31,24 +28,33 @@ SPACE: Mapping[str, list | tuple] = types.MappingProxyType(
         "cutmix": [0.0, 0.2, 1.0],
     }
 )
-# What only models with learned times have, and of that what is a property of weights.
-MEAN_FIELD = (
-    "quadrature",
-    "initial_times",
-    "reorder",
-    "time_learning_rate_multiplier",
-    "horizon",
-    "mean_field_scaling",
-    "noise_temperature",
-)
-STAGES = ("quadrature", "initial_times", "reorder", "horizon")
+MEAN_FIELD = fields("stage", "times")  # values that only networks with learned times have
+BATCHES = fields("batches", "augmentation")  # those that make the batches of arrays
 
-_FIXED = ("name", "description", "epochs", "warmup_epochs", "dtype_policy")
+# The length of a training is the same for all trials, and so is its precision.
+_FIXED = ("name", "description", *fields("run"), "warmup_epochs")
 
 
 def recipe_values() -> list[str]:
     """Names of the recipe values that a search may change."""
-    return [field.name for field in dataclasses.fields(Recipe) if field.name not in _FIXED]
+    return [name for name in fields() if name not in _FIXED]
+
+
+def default_search(models: Iterable[str], pretrained: bool) -> list[str]:
+    """What is searched where nothing else is said.
+
+    Args:
+        models: Names of models.
+        pretrained: Whether they start from weights, which were trained with stages of their own.
+
+    Returns:
+        The names of `SPACE` that apply: without the values of learned times if no model has them,
+        and without those of the stages for pretrained weights.
+    """
+    left_out = fields("stage") if pretrained else []
+    if not any(applications.network(name).mean_field for name in models):
+        left_out = MEAN_FIELD
+    return [name for name in SPACE if name not in left_out]
 
 
 def check_space(search: Iterable[str] | Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

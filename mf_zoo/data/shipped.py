@@ -6,20 +6,17 @@ import pathlib
 
 import numpy as np
 
-_SAMPLES = {
-    "cifar10": "8454cdf9a8095e9e06efd1c82bdeab5fb60f79c96969a0ce83cb89f70a49a9e3",
-    "cifar100": "dd2d8195ecc3ed31d1e687194b1e6d6e8fce053cfa0fcc9e2b70cfc9a1ada8bc",
-}  # name -> sha256 of samples/<name>.npz
+from mf_zoo.data import datasets
 
 
 def sample(name: str = "cifar10") -> tuple[np.ndarray, np.ndarray]:
     """Real test images that come with the package: no download, no data folder.
 
-    Of CIFAR-10 it is the first 20 test images of each class, in the order of the test set; of
-    CIFAR-100 two of each class.
+    It is the first 200 / `classes` test images of each class, in the order of the test set: 20 of
+    each class of CIFAR-10, two of each class of CIFAR-100.
 
     Args:
-        name: `"cifar10"` or `"cifar100"`.
+        name: Name of a dataset with a sample: `"cifar10"` or `"cifar100"`.
 
     Returns:
         `(images, labels)`: uint8 `(200, 32, 32, 3)` and int64 `(200,)`.
@@ -33,17 +30,19 @@ def sample(name: str = "cifar10") -> tuple[np.ndarray, np.ndarray]:
     >>> images.shape
     (200, 32, 32, 3)
     """
-    if name not in _SAMPLES:
+    expected = datasets.get(name).sample_sha256 if name in datasets.names() else None
+    if expected is None:
+        known = [name for name in datasets.names() if datasets.get(name).sample_sha256]
         raise ValueError(
-            f"`name` must be a dataset with a sample, one of {', '.join(_SAMPLES)}. "
+            f"`name` must be a dataset with a sample, one of {', '.join(known)}. "
             f"Received: name={name!r}"
         )
     path = pathlib.Path(__file__).parent / "samples" / f"{name}.npz"
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if digest != _SAMPLES[name]:
+    if digest != expected:
         raise ValueError(
-            f"{path} must have the sha256 {_SAMPLES[name]}; install the package again. "
+            f"{path} must have the sha256 {expected}; install the package again. "
             f"Received: a file with the sha256 {digest}"
         )
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:

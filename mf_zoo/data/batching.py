@@ -1,5 +1,6 @@
 """Batches of images for `model.fit`, the same on every backend for the same seed."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -11,11 +12,36 @@ from mf_zoo.data.epochs import EpochDataset, batch_spec, look_ahead
 _PERMUTATION = 0  # a stream of random numbers of an epoch
 
 
+def check_range(images: np.ndarray) -> None:
+    """Warns of images that were scaled to 0..1 (or -1..1) beforehand.
+
+    The networks of the zoo take pixels in 0..255 and normalise them themselves: given pixels in
+    0..1 they see black. `batches` and `Batches` call this. It looks at the first images, and at all
+    of them only if those are suspicious.
+
+    Args:
+        images: `(N, height, width, channels)`; only floating-point ones are looked at.
+
+    Example:
+
+    >>> images = mf_zoo.data.sample("cifar10")[0]
+    >>> mf_zoo.data.check_range(images.astype("float32"))  # as they should be: says nothing
+    """
+    if images.dtype.kind != "f" or not images.size:
+        return
+    if images[:64].max() <= 1 and 0 < np.abs(images).max() <= 1:
+        warnings.warn(
+            "Images should be in 0..255, as the networks of the zoo normalise them themselves. "
+            f"Received: {images.dtype} images from {images.min():.3g} to {images.max():.3g}",
+            stacklevel=3,
+        )
+
+
 class Batches(EpochDataset):
     """A dataset of shuffled and augmented batches, made with NumPy as they are asked for.
 
     Every draw is a function of `(seed, epoch, batch index)` alone, so that every backend sees the
-    same batches, and a training that goes on at epoch `k` with `initial_epoch=k` too: see
+    same batches, and a training that resumes at epoch `k` with `initial_epoch=k` too: see
     `EpochDataset`.
 
     Args: those of `mf_zoo.data.batches`, but `backend`.
@@ -65,6 +91,7 @@ class Batches(EpochDataset):
                 "`num_classes` must be given with mixup and CutMix, whose labels are one-hot, and "
                 f"be above every label. Received: num_classes={num_classes!r}"
             )
+        check_range(images)
         self.images, self.labels = images, labels.astype("int64")
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, its permutation)
 
@@ -132,7 +159,8 @@ def batches(
     is a function of the seed, the epoch's number and the batch's.
 
     Args:
-        images: `(N, height, width, channels)`; uint8 0..255 is the cheapest.
+        images: `(N, height, width, channels)` in 0..255; uint8 is the cheapest. Of images in 0..1 a
+            warning says that the networks of the zoo take others.
         labels: Integers `(N,)`.
         batch_size: Images a batch.
         shuffle: Whether to permute the images, anew each epoch.
@@ -142,7 +170,7 @@ def batches(
         backend: `"tf"` for a `tf.data.Dataset` (needs TensorFlow), `"pydataset"` for a
             `Batches`; `"auto"` is `"tf"` on Keras's TensorFlow backend.
         num_classes: Number of classes, needed with mixup and CutMix only, whose labels are one-hot.
-        initial_epoch: Number of the first epoch: where a resumed training goes on.
+        initial_epoch: Number of the first epoch: where a training resumes.
         divisible_by: A number that divides `batch_size`. Of a last batch that is not full so many
             images are left out that it divides that too: for batches that several devices share.
         part: `(i, n)`: hand out part `i` of the `n` equal parts of each batch, the same images as

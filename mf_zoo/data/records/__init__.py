@@ -1,0 +1,1 @@
+"""The datasets of the package: each module here defines the record of one as `DATASET`."""

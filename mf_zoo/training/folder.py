@@ -1,0 +1,186 @@
+"""Opening a run folder, resuming from it, and writing the result into it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mf_zoo import devices, files
+from mf_zoo.errors import UserError
+from mf_zoo.training import runs
+from mf_zoo.training.callbacks import random_states
+from mf_zoo.training.evaluation import Evaluation
+from mf_zoo.training.recipes import stored_values
+from mf_zoo.training.settings import RunSettings
+
+
+def open_folder(
+    folder: Path,
+    options: Mapping[str, Any],
+    resume: bool,
+    *,
+    file: str = runs.CONFIG,
+    kind: str = "run",
+) -> bool:
+    """Checks that what is asked for can be done in a folder.
+
+    Args:
+        folder: The folder, which exists.
+        options: The settings, those of the recipe under `"recipe"`.
+        resume: Whether to resume what is in the folder.
+        file: Name of the file that holds the settings of what is in the folder.
+        kind: What that is, for messages.
+
+    Returns:
+        Whether there is something to resume.
+
+    Raises:
+        UserError: If it is finished, has other settings, is not to be resumed, or is no such
+            folder.
+    """
+    config = files.read_json(folder / file)
+    if (folder / runs.RESULT).exists():
+        raise UserError(
+            f"The {kind} in {folder} is finished, with its result in {folder / runs.RESULT}, and "
+            f"has nothing to resume. {_WHAT_TO_DO[kind]} Received: output={str(folder)!r}"
+        )
+    if config is None:
+        names = {path.name for path in folder.iterdir()} - {files.LOCK}
+        if names and f"partial-{file}" not in names:
+            raise UserError(f"The output folder must be new or empty. Received: {folder}")
+        return False
+    if not resume:
+        raise UserError(
+            f"{folder} holds a {kind} already: resume it by --resume, or name another folder"
+        )
+    now = {**options, "backend": keras.config.backend()}
+    differing = [
+        f"{key} is {there.get(key)!r} there and {value!r} here"
+        for there, here in (
+            (config, now),
+            (stored_values(config["recipe"]), options["recipe"]),
+        )
+        for key, value in here.items()
+        if key != "recipe" and there.get(key) != value
+    ]
+    if differing:
+        raise UserError(
+            f"A {kind} is resumed with the settings it was started with. {folder}: "
+            + "; ".join(differing)
+        )
+    return True
+
+
+_WHAT_TO_DO = {
+    "run": "Measure it by `mf-zoo evaluate MODEL --weights FOLDER`, register it by `mf-zoo publish "
+    "FOLDER`, or train again into another `output`.",
+    "search": "Train with what it found by `mf-zoo train MODEL --recipe FOLDER/best.toml`, or "
+    "search again into another `output`.",
+}
+
+
+def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any]:
+    """Looks at a run folder, and reads from `state.json` where to resume.
+
+    Returns:
+        The state: the `epoch` after which to resume, 0 for a new run, and its checkpoint.
+
+    Raises:
+        UserError: As `open_folder`, or if the checkpoint is missing or damaged.
+    """
+    if not open_folder(folder, settings.to_dict(), resume):
+        return {"epoch": 0}
+    state = files.read_json(folder / runs.STATE)
+    if state is None:
+        return {"epoch": 0}
+    path = folder / state["checkpoint"]
+    if not path.exists() or files.sha256(path) != state["sha256"]:
+        raise UserError(
+            f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
+            f"{folder / runs.STATE}"
+        )
+    return state
+
+
+def prepare(folder: Path, config: Mapping[str, Any], epoch: int) -> None:
+    """Has a run folder hold what it does after `epoch`, and no more."""
+    if epoch == 0:
+        with files.writing(folder):
+            for name in (runs.HISTORY, runs.TIMES):
+                (folder / name).unlink(missing_ok=True)
+        files.write_json(folder / runs.CONFIG, config)
+        return
+    for name in (runs.HISTORY, runs.TIMES):
+        runs.drop_rows_after(folder / name, epoch)
+
+
+def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
+    """The network of a checkpoint, compiled, with the optimizer's state.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    # Imported for the classes that they register with Keras.
+    import mf_zoo.layers
+    import mf_zoo.optimizers  # noqa: F401
+
+    path = folder / state["checkpoint"]
+    try:
+        network = keras.saving.load_model(path)
+        for variable, value in zip(
+            random_states(network), state.get("random_states", []), strict=True
+        ):
+            variable.assign(np.asarray(value, dtype=variable.dtype))
+    except (KeyError, ValueError, OSError, TypeError) as error:
+        raise UserError(f"The checkpoint {path} cannot be loaded: {error}") from error
+    return network
+
+
+def write_result(
+    folder: Path, config: Mapping[str, Any], final: keras.Model, scores: Evaluation
+) -> dict[str, Any]:
+    """Writes the weights and `result.json`, the end of a run.
+
+    Args:
+        folder: The run folder.
+        config: What its `config.json` holds, of this process.
+        final: The network after the last epoch, in float32.
+        scores: What it was measured to do.
+
+    Returns:
+        The content of `result.json`.
+    """
+    weights = folder / runs.WEIGHTS
+    digest = files.write_atomically(weights, final.save_weights)
+    history = files.read_rows(folder / runs.HISTORY)
+    seconds = sum(float(row["seconds"]) for row in history)
+    result = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "evaluated_on": config["evaluated_on"],
+        "test_error": round(scores.error, 6),
+        "test_top5_error": round(scores.top5_error, 6),
+        "test_coarse_error": None if scores.coarse_error is None else round(scores.coarse_error, 6),
+        "test_loss": scores.nll,
+        "test_ece": scores.ece,
+        "train_loss": float(history[-1]["loss"]),
+        "train_error": 100 * (1 - float(history[-1]["accuracy"])),
+        "epochs": config["recipe"]["epochs"],
+        "recipe": config["recipe"]["name"],
+        "seed": config["seed"],
+        "parameters": final.count_params(),
+        "order_swaps": sum(int(row["order_swaps"]) for row in history),
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(config["train_images"] * len(history) / seconds, 1),
+        "backend": config["backend"],
+        "device": config["device"],
+        "command": (files.read_json(folder / runs.CONFIG) or config)["command"],
+        "date": devices.now(),
+        "file": runs.WEIGHTS,
+        "size": weights.stat().st_size,
+        "sha256": digest,
+    }
+    files.write_json(folder / runs.RESULT, result)
+    return result

@@ -1,0 +1,205 @@
+"""The settings of a run as one record, and what the machine is asked for as another."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, stored_values
+
+
+def _setting(default: Any, help: str, least: int | None = None, metavar: str | None = None) -> Any:
+    """A field: its default, what the command's help says of it, and its least value."""
+    metadata = {"help": help, "least": least, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Record:
+    """What both records share: checks of their values, and plain data."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _checked(field, hints[field.name], getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    def replace(self, **values: Any) -> Any:
+        """Returns the record with some values changed, all of them checked."""
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all values as plain data, fit for JSON."""
+        found = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            value = value.to_dict() if isinstance(value, Recipe) else value
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Any:
+        """Reads the record from plain data that may hold more, and may be older than some value.
+
+        Args:
+            values: What `to_dict` returned, or the content of a run's `config.json`.
+
+        Returns:
+            The record. A value that is missing has its default.
+
+        Raises:
+            ValueError: If a value is wrong, or one that has no default is missing.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            return cls(**{name: values[name] for name in names if name in values})
+        except TypeError as error:
+            raise ValueError(
+                f"The settings of a run must hold {', '.join(names)}. Received: {dict(values)!r}"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings(_Record):
+    """All settings of a run that change its outcome, but for the backend.
+
+    Campaigns, searches, the run folder's `config.json`, the check of a resumed run and the flags of
+    `mf-zoo train` are made from these fields.
+
+    Args:
+        model: Name of a model, see `mf_zoo.applications.list_models()`.
+        dataset: Name of a dataset, see `mf_zoo.data.names()`.
+        seed: Of the initial weights and of the order and augmentation of the images.
+        holdout: Number of training images, the last ones, that are not trained on. The run is
+            evaluated on them instead of on the test images, to make choices.
+        limit: Use only the first `limit` images of each split, to try things out.
+        eval_every: Number of epochs between evaluations; the last epoch is always evaluated.
+        weights: Registered weights to start from, such as `"cifar10"`, or a `.weights.h5` file.
+            Where the recipe leaves quadrature and horizon at their defaults they are those of
+            registered weights; for another number of classes the head starts afresh.
+        freeze: Layers that are not trained: names, or patterns as in a shell (`"stage*"`).
+        recipe: A `Recipe`, a name of `RECIPES` or a `.toml` file.
+        weights_sha256: Digest of the file in `weights`, which `train` fills in.
+
+    Raises:
+        ValueError: If a value is out of range or of the wrong type.
+
+    Example:
+
+    >>> from mf_zoo.training import RunSettings
+    >>> settings = RunSettings("MFResNet20", recipe="quick", seed=1)
+    >>> settings.recipe.epochs, settings.dataset
+    (40, 'cifar10')
+    """
+
+    model: str
+    dataset: str = _setting("cifar10", "name of a dataset (default: cifar10)")
+    seed: int = _setting(0, "of weights, order and augmentation (default: 0)", 0, "N")
+    holdout: int = _setting(
+        0,
+        "evaluate on the last N training images, not trained on, instead of the test images",
+        0,
+        "N",
+    )
+    limit: int | None = _setting(None, "use N images of each split", 1, "N")
+    eval_every: int = _setting(1, "evaluate every N epochs (default: 1)", 1, "N")
+    weights: str | None = _setting(
+        None, "start from registered weights or a .weights.h5 file", metavar="W"
+    )
+    freeze: tuple[str, ...] = _setting(
+        (),
+        "do not train the layers that match, such as 'stage*'; may be repeated",
+        metavar="PATTERN",
+    )
+    recipe: Recipe = RECIPES["paper"]
+    weights_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.recipe, Recipe):
+            recipe = self.recipe
+            if isinstance(recipe, Mapping):  # as `to_dict` wrote it, perhaps in an older version
+                recipe = Recipe(**stored_values(recipe))
+            object.__setattr__(self, "recipe", get_recipe(recipe))
+        super().__post_init__()
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine(_Record):
+    """What a run asks of the machine; the outcome is the same but for rounding.
+
+    Args:
+        threads: Limit for the threads of the backend (TensorFlow, PyTorch).
+        on_device: On the JAX backend, keep the images on the device and run the steps of an epoch
+            in one dispatch; the same batches and steps, and nothing to wait for in between.
+        distribute: `"data"` divides each batch among all devices, of several processes too; see
+            `mf_zoo.training.distribution`.
+
+    Raises:
+        ValueError: If a value is out of range or of the wrong type.
+
+    Example:
+
+    >>> from mf_zoo.training import Machine
+    >>> Machine(threads=1).to_dict()
+    {'threads': 1, 'on_device': False, 'distribute': None}
+    """
+
+    threads: int | None = _setting(None, "limit the backend's threads", 1, "N")
+    on_device: bool = _setting(
+        False, "keep the images on the device and run whole epochs in one dispatch (JAX)"
+    )
+    distribute: str | None = _setting(
+        None, "divide each batch among all devices, of several processes too: data"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distribute not in (None, "data"):
+            raise ValueError(f"`distribute` must be 'data' or None. Received: {self.distribute!r}")
+        if self.on_device and self.distribute:
+            raise ValueError(
+                "`on_device` keeps all images on one device and excludes `distribute`. "
+                f"Received: distribute={self.distribute!r}"
+            )
+
+
+def flags(*records: type) -> dict[str, dataclasses.Field]:
+    """The fields of records that are flags of the command, by name.
+
+    Example:
+
+    >>> from mf_zoo.training.settings import Machine, flags
+    >>> list(flags(Machine))
+    ['threads', 'on_device', 'distribute']
+    """
+    fields = (field for record in records for field in dataclasses.fields(record))
+    return {field.name: field for field in fields if field.metadata}
+
+
+def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    """The value of a field, of the right type; ValueError if it is not."""
+    name = field.name
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if typing.get_origin(kind) is tuple:
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise ValueError(f"`{name}` must be a list of strings. Received: {name}={value!r}")
+        return tuple(value)
+    if kind is int:
+        least = field.metadata["least"]
+        if type(value) is not int or value < least:
+            raise ValueError(
+                f"`{name}` must be a whole number from {least}. Received: {name}={value!r}"
+            )
+    elif kind is bool and not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false. Received: {name}={value!r}")
+    elif kind is str:
+        if isinstance(value, Path):
+            return str(value)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"`{name}` must be a string. Received: {name}={value!r}")
+    return value
