@@ -49,7 +49,7 @@ def test_resnet18_of_a_users_package(own):
         assert [stage.output.shape[1:] for stage in stages(model)] == (
             architecture.stage_shapes((224, 224, 3))
         )
-        assert stages(model)[0].pattern().momentum == 0.95
+        assert stages(model)[0].template().momentum == 0.95
         scores = ops.convert_to_numpy(model(images.astype("float32"), training=False))
         np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
         assert scores.shape == (2, 1000)
