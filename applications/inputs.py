@@ -105,11 +105,7 @@ def resolve(
     if input_shape is None:
         if known is None and record is not None and record.dataset in data.names():
             known = data.get(record.dataset)
-        sides = known.image_shape[:2] if known else architecture.image_shape[:2]
-        sides = (
-            ours if theirs is None else theirs
-            for ours, theirs in zip(architecture.image_shape[:2], sides, strict=True)
-        )
+        rows, cols = (known or architecture).image_shape[:2]
         channels = known.image_shape[-1] if known else len(mean)
         if channels != len(mean):
             raise ValueError(
@@ -117,7 +113,6 @@ def resolve(
                 "deviation must be as many numbers: pass weights of such images, or "
                 f"`normalization`. Received: mean={mean}"
             )
-        rows, cols = sides
         input_shape = (channels, rows, cols) if channels_first else (rows, cols, channels)
     shape = check_shape(input_shape, len(mean), channels_first)
     return Inputs(shape, (mean, std), classes)

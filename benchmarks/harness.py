@@ -145,7 +145,7 @@ def interleave(
 def timed_once(function: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds that one call took, and what it returned.
 
-    Objects made before are hidden from the garbage collector, lest whoever comes later pays for
+    Objects made before are hidden from the garbage collector, so that later code does not pay for
     going through what those before it have left.
     """
     gc.collect()

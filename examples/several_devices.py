@@ -6,7 +6,7 @@
 trains on all devices of this machine (PyTorch: `torchrun --nproc-per-node N examples/...`). On JAX
 several processes, of several machines too, train together with the environment variables of
 `keras.distribution.initialize`. Batch and learning rate are those of all devices together. After
-each epoch the model is saved; the same command goes on after the last one saved.
+each epoch the model is saved; the same command resumes from the last one saved.
 """
 
 import argparse

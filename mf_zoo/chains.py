@@ -18,7 +18,7 @@ class Convolution(NamedTuple):
     groups: int = 1
 
     def kernel(self, channels: int) -> int:
-        """Number of weights of its kernel, for an input of so many channels."""
+        """Number of weights of its kernel, for an input of `channels` channels."""
         return self.kernel_size**2 * channels // self.groups * self.filters
 
 

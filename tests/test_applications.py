@@ -92,6 +92,10 @@ def test_images_of_other_channels():
     assert gray.input_shape == (None, 28, 28, 1) and constants(gray) == [72.9, 90]
     assert outputs(gray, np.full((2, 28, 28, 1), 7)).shape == (2, 10)
     assert gray.count_params() == applications.architecture("ResNet20").parameters(image_channels=1)
+    named = applications.ResNet20(dataset="fashion_mnist")
+    assert named.input_shape == (None, 28, 28, 1) and constants(named) == pytest.approx(
+        [72.93, 90.015], abs=0.01
+    )
     # Without a shape: as many channels as numbers.
     five = applications.ResNet20(normalization=(range(5), range(1, 6)), include_top=False)
     assert five.input_shape == (None, 32, 32, 5)

@@ -316,7 +316,7 @@ def test_the_campaigns_of_deep_networks_and_of_the_strong_recipe():
 
 # --- The queue -------------------------------------------------------------------------------
 
-# `mf-zoo train` in a trice: it says in a journal what it does, and writes what a run writes.
+# A fake `mf-zoo train`: it says in a journal what it does, and writes what a run writes.
 FAKE = """
 import json, os, pathlib, signal, sys, time
 from mf_zoo import files
@@ -493,7 +493,7 @@ def test_a_failing_run_stops_no_other(fake, capsys, mode, reason):
 @pytest.mark.once
 @pytest.mark.parametrize("interrupted, code", [(False, 0), (True, 130)])
 def test_stopped_by_a_time_limit_or_an_interrupt(fake, monkeypatch, capsys, interrupted, code):
-    """The runs under way are asked to stop, no other is started, and all go on the next time."""
+    """Runs under way are asked to stop, no other is started, and all are resumed later."""
     show = cli.campaign.ProgressTable.show
     late = [0.0]
 

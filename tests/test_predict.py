@@ -39,6 +39,18 @@ def test_decoding_by_hand():
 
 
 @pytest.mark.once
+def test_decoding_by_the_name_of_the_dataset():
+    scores = np.eye(10, dtype="float32")[[7]]
+    for arguments, name in (
+        ({}, "horse"),  # of CIFAR-10, the first that has ten
+        ({"dataset": "fashion_mnist"}, "Sneaker"),
+        ({"dataset": "svhn_cropped"}, "7"),
+    ):
+        decoded = applications.decode_predictions(scores, top=1, **arguments)
+        assert decoded == [[(7, name, 1.0)]]
+
+
+@pytest.mark.once
 def test_decoding_100_classes():
     scores = np.eye(100, dtype="float32")
     names = [row[0][1] for row in applications.decode_predictions(scores, top=1)]
@@ -425,7 +437,8 @@ def test_predict_takes_the_only_weights_there_are(tmp_path, monkeypatch, capsys)
     file = "mf_resnet20-cifar100.weights.h5"
     other = {"name": "cifar100", "dataset": "cifar100", "file": file, "classes": 100}
     other = dataclasses.replace(record, **other)
-    monkeypatch.setattr(applications, "get", lambda name: build)
+    network = applications.Network("Any", applications.architecture("Tiny"), False, build)
+    monkeypatch.setattr(applications, "network", lambda name: network)
     file = _save(tmp_path, "a.png", data.sample("cifar10")[0][0])
     strong = dataclasses.replace(
         other, name="cifar100-strong", file="mf_resnet20-cifar100-strong.weights.h5"

@@ -777,7 +777,7 @@ def test_frozen_layers_stay_and_others_learn(tmp_path):
 
 @pytest.mark.once
 def test_pretrained_weights_with_another_head():
-    with pytest.warns(UserWarning, match=r"have 10 classes.*for 2 classes starts afresh"):
+    with pytest.warns(UserWarning, match=r"10 classes.*classifier for 2 classes starts afresh"):
         hypermodel = MeanFieldHyperModel(
             "MFResNet20", weights="cifar10", classes=2, freeze="stage[12]"
         )

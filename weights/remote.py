@@ -67,7 +67,7 @@ def fetch(
     """Finds a weight file in the cache, or downloads it into the cache.
 
     Processes that ask at once wait for the one that downloads. A download that was cut short,
-    even by a kill, is kept beside its place as `*.partial`, and the next one goes on from there.
+    even by a kill, is kept beside its place as `*.partial`, and the next download resumes it.
     A damaged file in the cache is replaced, and never removed without a replacement. Weights in
     shards are brought shard by shard and the index last, each by these rules.
 

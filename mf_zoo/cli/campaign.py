@@ -147,7 +147,7 @@ class ProgressTable:
 
 
 def _table(progress: "Sequence[Progress]", height: int) -> Any:
-    """The table for a terminal of so many lines, with the numbers of runs by state below it."""
+    """The table for a terminal of that many lines, with the numbers of runs by state below it."""
     from rich.table import Table
 
     shown = [line for line in progress if line.state not in ("waiting", "finished")]

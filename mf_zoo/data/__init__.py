@@ -34,6 +34,6 @@ __all__, __getattr__, __dir__ = lazy.attach(
     },
 )
 
-if "keras" in sys.modules:
+if sys.modules.get("keras"):
     # Keras finds the layer of a saved model by its registered name, which its module gives it.
     importlib.import_module(f"{__name__}.augmentation")

@@ -63,8 +63,8 @@ class PreActBasicBlock(ResidualFunction):
     Args:
         filters: Number of output channels of both convolutions.
         strides: Stride of the first convolution; a residual function of a stage has 1.
-        first_activation: Whether it starts with BatchNormalization and ReLU. The block at the head
-            of a stage shares these with its shortcut and leaves them out.
+        first_activation: Whether it starts with BatchNormalization and ReLU. The entry block of a
+            stage shares these with its shortcut and leaves them out.
         **kwargs: Those of `BasicBlock`.
 
     Input and output shape:

@@ -55,8 +55,8 @@ class PreActBottleneckBlock(ResidualFunction):
     Args:
         filters: Number of channels of the first two convolutions; the output has `4 * filters`.
         strides: Stride of the 3x3 convolution; a residual function of a stage has 1.
-        first_activation: Whether it starts with BatchNormalization and ReLU. The block at the head
-            of a stage shares these with its shortcut and leaves them out.
+        first_activation: Whether it starts with BatchNormalization and ReLU. The entry block of a
+            stage shares these with its shortcut and leaves them out.
         **kwargs: Those of `BasicBlock`.
 
     Input and output shape:

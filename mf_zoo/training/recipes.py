@@ -51,7 +51,8 @@ class Recipe:
         cutout: Side of the square cut out, in pixels; 0 for none.
         mixup: Parameter alpha of mixup's Beta distribution; 0 for none.
         cutmix: The same of CutMix. With both, each batch draws one of the two with probability 1/2.
-        time_learning_rate_multiplier: The particles' times learn at so many learning rates.
+        time_learning_rate_multiplier: Learning rate of the particles' times, as a multiple
+            of the learning rate.
         mean_field_scaling: Whether particle gradients are multiplied by `n / T`.
         noise_temperature: Temperature of the Langevin noise on particles.
         quadrature: Name of the quadrature rule of the mean-field stages, a registered one: see

@@ -74,7 +74,7 @@ class RunSettings(_Record):
         holdout: Number of training images, the last ones, that are not trained on. The run is
             evaluated on them instead of on the test images, to make choices.
         limit: Use only the first `limit` images of each split, to try things out.
-        eval_every: Evaluate after so many epochs, and always after the last.
+        eval_every: Number of epochs between evaluations; the last epoch is always evaluated.
         weights: Registered weights to start from, such as `"cifar10"`, or a `.weights.h5` file.
             Where the recipe leaves quadrature and horizon at their defaults they are those of
             registered weights; for another number of classes the head starts afresh.

@@ -66,7 +66,7 @@ def run_campaign(
     Args:
         campaign: What to run.
         command: What starts `mf-zoo`; `train` with a file of settings is added.
-        time_limit: After so many seconds runs under way are asked to stop. They lose the epoch
+        time_limit: Seconds after which runs under way are asked to stop. They lose the epoch
             they are in.
         show: Called with the state of all runs, whenever it may have changed.
 
@@ -205,7 +205,7 @@ class _Driver:
         return {**ours, **os.environ}
 
     def _poll(self) -> None:
-        """Looks at the runs under way and takes leave of those that have ended."""
+        """Looks at the runs under way and closes those that have ended."""
         ended = False
         for run in self.campaign.runs:
             child = self.children.get(run.name)
