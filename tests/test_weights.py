@@ -991,8 +991,8 @@ def test_a_trained_run_publishes_and_loads(tmp_path, cifar100_dir):
 
     recipe = training.get_recipe("quick", epochs=1, batch_size=32, horizon=2.0)
     run = tmp_path / "run"
-    settings = {"data_dir": cifar100_dir, "recipe": recipe, "limit": 64, "verbose": 0}
-    result = training.train("MFResNet20", "cifar100", output=run, **settings)
+    settings = training.RunSettings("MFResNet20", "cifar100", limit=64, recipe=recipe)
+    result = training.train(settings, run, data_dir=cifar100_dir, verbose=0)
     registry = tmp_path / "registry"
     record = weights.publish(run, directory=registry, partial=True)
     assert record.test_error == result["test_error"]

@@ -1,10 +1,10 @@
 """Writing a weight file anew: kernels in half precision, and in shards of a bounded size."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.files import write_json
 from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, WeightFileError, datasets, shard_name
 
 # What HDF5 writes for one more array besides its values: headers, groups, a heap for their names.
@@ -73,7 +73,7 @@ def rewrite(source: Path, folder: Path, stem: str, *, dtype: str, max_shard_size
         return shards[0].rename(folder / f"{stem}{SUFFIX}")
     index = folder / f"{stem}{INDEX_SUFFIX}"
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(index, content)
+    index.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     return index
 
 

@@ -144,7 +144,10 @@ def _how_to_resume(options: argparse.Namespace) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mf-zoo", description="Residual networks trained in the mean-field view of depth."
+        prog="mf-zoo",
+        description="Residual networks trained in the mean-field view of depth.",
+        epilog="Log lines of TensorFlow and other libraries are left out; the environment variable "
+        "TF_CPP_MIN_LOG_LEVEL=0 shows them.",
     )
     parser.add_argument("--version", action="version", version=f"mf-zoo {__version__}")
     _add_import(parser, dest="imports", default=[])
