@@ -10,13 +10,13 @@ from typing import Any
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, stored_values
 
 
-def _setting(default: Any, help: str, least: int | None = None, metavar: str | None = None) -> Any:
+def setting(default: Any, help: str, least: int | None = None, metavar: str | None = None) -> Any:
     """A field: its default, what the command's help says of it, and its least value."""
     metadata = {"help": help, "least": least, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class _Record:
+class Record:
     """What both records share: checks of their values, and plain data."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class _Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings(_Record):
+class RunSettings(Record):
     """All settings of a run that change its outcome, but for the backend.
 
     Campaigns, searches, the run folder's `config.json`, the check of a resumed run and the flags of
@@ -94,20 +94,20 @@ class RunSettings(_Record):
     """
 
     model: str
-    dataset: str = _setting("cifar10", "name of a dataset (default: cifar10)")
-    seed: int = _setting(0, "of weights, order and augmentation (default: 0)", 0, "N")
-    holdout: int = _setting(
+    dataset: str = setting("cifar10", "name of a dataset (default: cifar10)")
+    seed: int = setting(0, "of weights, order and augmentation (default: 0)", 0, "N")
+    holdout: int = setting(
         0,
         "evaluate on the last N training images, not trained on, instead of the test images",
         0,
         "N",
     )
-    limit: int | None = _setting(None, "use N images of each split", 1, "N")
-    eval_every: int = _setting(1, "evaluate every N epochs (default: 1)", 1, "N")
-    weights: str | None = _setting(
+    limit: int | None = setting(None, "use N images of each split", 1, "N")
+    eval_every: int = setting(1, "evaluate every N epochs (default: 1)", 1, "N")
+    weights: str | None = setting(
         None, "start from registered weights or a .weights.h5 file", metavar="W"
     )
-    freeze: tuple[str, ...] = _setting(
+    freeze: tuple[str, ...] = setting(
         (),
         "do not train the layers that match, such as 'stage*'; may be repeated",
         metavar="PATTERN",
@@ -125,7 +125,7 @@ class RunSettings(_Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine(_Record):
+class Machine(Record):
     """What a run asks of the machine; the outcome is the same but for rounding.
 
     Args:
@@ -145,11 +145,11 @@ class Machine(_Record):
     {'threads': 1, 'on_device': False, 'distribute': None}
     """
 
-    threads: int | None = _setting(None, "limit the backend's threads", 1, "N")
-    on_device: bool = _setting(
+    threads: int | None = setting(None, "limit the backend's threads", 1, "N")
+    on_device: bool = setting(
         False, "keep the images on the device and run whole epochs in one dispatch (JAX)"
     )
-    distribute: str | None = _setting(
+    distribute: str | None = setting(
         None, "divide each batch among all devices, of several processes too: data"
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mf_zoo.training.recipes import RECIPES, Recipe
-from mf_zoo.training.settings import RunSettings, _Record, _setting
+from mf_zoo.training.settings import RunSettings, Record, _setting
 from mf_zoo.tuning.space import check_space, format_search, parse_search
 
 SEARCH = "search.json"  # the settings of a search, in its folder
@@ -19,7 +19,7 @@ def _as_in_run(name: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchSettings(_Record):
+class SearchSettings(Record):
     """All settings of a search that change its outcome, but for the backend.
 
     The folder's `search.json`, the check of a resumed search and the flags of `mf-zoo tune` are
@@ -59,13 +59,13 @@ class SearchSettings(_Record):
 
     models: tuple[str, ...]
     dataset: str = _as_in_run("dataset")
-    tuner: str = _setting("hyperband", f"{', '.join(TUNERS)} (default: hyperband)", metavar="NAME")
-    max_trials: int | None = _setting(None, "number of trials", 1, "N")
-    holdout: int = _setting(
+    tuner: str = setting("hyperband", f"{', '.join(TUNERS)} (default: hyperband)", metavar="NAME")
+    max_trials: int | None = setting(None, "number of trials", 1, "N")
+    holdout: int = setting(
         5000, "choose by the last N training images, not trained on (default: 5000)", 0, "N"
     )
-    limit: int | None = _setting(None, "use N training images", 1, "N")
-    seed: int = _setting(0, "of the search and of all its trials (default: 0)", 0, "N")
+    limit: int | None = setting(None, "use N training images", 1, "N")
+    seed: int = setting(0, "of the search and of all its trials (default: 0)", 0, "N")
     weights: str | None = _as_in_run("weights")
     freeze: tuple[str, ...] = _as_in_run("freeze")
     recipe: Recipe = RECIPES["quick"]
