@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mf_zoo.training.recipes import RECIPES, Recipe
-from mf_zoo.training.settings import RunSettings, Record, _setting
+from mf_zoo.training.settings import Record, RunSettings, setting
 from mf_zoo.tuning.space import check_space, format_search, parse_search
 
 SEARCH = "search.json"  # the settings of a search, in its folder
