@@ -61,6 +61,12 @@ def test_of_blocks_that_are_computed_again_the_inputs_are_counted():
 
 
 @pytest.mark.once
+def test_max_pooling_keeps_its_input_and_its_output():
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.MaxPooling2D(2)])
+    assert activation_bytes(model) == 4 * (8 * 8 * 3 + 4 * 4 * 3)
+
+
+@pytest.mark.once
 def test_activations_need_a_network_of_known_size_and_kind():
     # The probabilities of 10 classes are kept as well.
     assert activation_bytes(applications.MFResNet20()) == resnet20_bytes(32) + 40

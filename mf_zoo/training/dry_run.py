@@ -141,6 +141,7 @@ def activation_bytes(model: keras.Model) -> int:
     - the input of each convolution and dense layer, for the gradient of the kernel;
     - the input of each BatchNormalization, from which and from mean and variance of the batch the
       normalised values are computed again;
+    - the input and the output of max pooling, which together say where the largest values were;
     - the output of each ReLU, which says where it was cut off (it is as a rule the input of a
       convolution, and then no further tensor), and of any other activation but the identity.
 
@@ -270,6 +271,10 @@ def _keep_of_layer(
         keep(object() if copied else source, shape)
     elif isinstance(layer, keras.layers.Dense):
         keep(source, shape)
+    elif isinstance(layer, keras.layers.MaxPooling2D):
+        # Where the largest values were follows from input and output.
+        keep(source, shape)
+        keep(target, layer.compute_output_shape((None, *shape))[1:])
     elif isinstance(layer, keras.layers.BatchNormalization):
         if torch:
             # A layer of float32 has no copy of its input.
@@ -285,6 +290,6 @@ def _keep_of_layer(
     else:
         raise ValueError(
             "`model` must be made of convolutions, dense layers, BatchNormalization, activations, "
-            "sums, padding, average pooling, normalization of the images and mean-field stages. "
+            "sums, padding, pooling, normalization of the images and mean-field stages. "
             f"Received: {layer!r}"
         )
