@@ -267,9 +267,29 @@ def test_the_campaigns_at_hand():
     )
     for runs_ in (sweep, ablations):
         assert (
-            runs_[0].recipe.name == "cosine"
+            runs_[0].settings.recipe.name == "cosine"
             and len({run.settings.recipe.epochs for run in runs_}) == 1
         )
+
+
+@pytest.mark.once
+def test_the_campaign_of_settings_changes_one_value_at_a_time_on_held_out_images():
+    path = HERE.parent / "benchmarks" / "campaigns" / "cifar10-settings.toml"
+    found = campaign.load_campaign(path).runs
+    assert {(run.settings.model, run.settings.holdout) for run in found} == {("ResNet20", 5000)}
+    changed = [set(run.overrides) - {"epochs"} for run in found]
+    assert all(len(names) <= 1 for names in changed)
+    assert sorted(run.settings.seed for run in found if set(run.overrides) == {"epochs"}) == [
+        0,
+        1,
+        2,
+    ]
+    assert set().union(*changed) == {
+        "weight_decay",
+        "batch_size",
+        "learning_rate",
+        "label_smoothing",
+    }
 
 
 @pytest.mark.once

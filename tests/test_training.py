@@ -707,15 +707,22 @@ def test_the_draws_of_an_epoch_are_those_of_its_batches():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs of epochs are JAX's")
-def test_a_run_on_the_device_is_the_same_run(request, cifar10_dir, tmp_path):
-    if os.environ.get("XLA_FLAGS"):
-        # Compiled without optimisation, as by `make test`, a loop rounds otherwise than its steps.
-        plain = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-        command = [sys.executable, "-m", "pytest", "-q", f"{__file__}::{request.node.name}"]
-        process = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=300)
-        assert process.returncode == 0 and "1 passed" in process.stdout, process.stdout
-        return
-    _assert_same_run(*_on_host_and_device(cifar10_dir, tmp_path, eval_every=3))
+@pytest.mark.parametrize("epochs, tolerance", [(1, 1e-4), (4, 2e-2)])
+def test_a_run_on_the_device_is_the_same_run(epochs, tolerance, cifar10_dir, tmp_path):
+    """A loop rounds otherwise than its steps on some processors, and rounding grows."""
+    recipe = RECIPE.replace(
+        epochs=epochs, warmup_epochs=epochs / 4, time_learning_rate_multiplier=1.0
+    )
+    folders = _on_host_and_device(cifar10_dir, tmp_path, recipe=recipe, eval_every=3)
+    host, device = (_weights(folder / "final.weights.h5") for folder in folders)
+    assert host.keys() == device.keys() and len(host) > 10
+    for key, value in host.items():
+        np.testing.assert_allclose(
+            device[key], value, rtol=0, atol=tolerance * np.abs(value).max(), err_msg=key
+        )
+    one, two = (_rows(folder / "history.csv") for folder in folders)
+    for key in ("epoch", "learning_rate", "order_swaps"):
+        assert [row[key] for row in one] == [row[key] for row in two]
 
 
 def _on_host_and_device(cifar10_dir, folder, **changes):
