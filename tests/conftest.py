@@ -108,3 +108,19 @@ def _prepared(dataset: str, raw: pathlib.Path, request, tmp_path_factory) -> pat
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+@pytest.fixture
+def registries():
+    """What a test registers is forgotten after it."""
+    from mf_zoo.applications import registry
+    from mf_zoo.data import datasets
+    from mf_zoo.layers import quadrature
+
+    registry.networks()  # those of the package are found on first use
+    known = [registry._NETWORKS, datasets._registry(), quadrature._RULES]
+    before = [dict(entries) for entries in known]
+    yield
+    for entries, saved in zip(known, before, strict=True):
+        entries.clear()
+        entries.update(saved)

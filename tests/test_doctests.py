@@ -52,7 +52,7 @@ class _Checker(doctest.OutputChecker):
 
 @pytest.mark.once_on_torch
 @pytest.mark.parametrize("test", _examples(), ids=lambda test: test.name)
-def test_the_example_runs_and_gives_what_it_shows(test, tmp_path, monkeypatch):
+def test_the_example_runs_and_gives_what_it_shows(test, tmp_path, monkeypatch, registries):
     monkeypatch.chdir(tmp_path)
     runner = doctest.DocTestRunner(
         checker=_Checker(),

@@ -91,7 +91,7 @@ def test_the_plan_for_imagenet_is_true(monkeypatch, capsys):
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 @pytest.mark.once_on_torch
-def test_the_examples_of_the_pages_run_as_written(page, tmp_path, monkeypatch):
+def test_the_examples_of_the_pages_run_as_written(page, tmp_path, monkeypatch, registries):
     """All but those that need data or several machines, which say ```python no-run."""
     monkeypatch.chdir(tmp_path)
     names = {"mf_zoo": mf_zoo, "keras": keras}

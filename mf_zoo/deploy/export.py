@@ -87,7 +87,8 @@ def export(
     Example:
 
     >>> model = mf_zoo.applications.MFResNet20(weights="cifar10")
-    >>> mf_zoo.deploy.export(model, "mfresnet20.onnx", "onnx")  # 1e-06 or so
+    >>> mf_zoo.deploy.export(model, "mfresnet20.onnx", "onnx") < 1e-4  # the largest difference
+    True
     """
     path = Path(path)
     _check_arguments(path, format, overwrite)

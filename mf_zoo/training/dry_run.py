@@ -169,8 +169,9 @@ def activation_bytes(model: keras.Model) -> int:
 
     Example:
 
-    >>> activation_bytes(mf_zoo.applications.MFResNet20())  # TensorFlow and JAX
-    1684520
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+    >>> activation_bytes(model)  # the input, 8 numbers of 4 bytes
+    32
     """
     if any(side is None for side in model.input_shape[1:]):
         raise ValueError(

@@ -21,8 +21,8 @@ class SmoothedCrossentropy(keras.losses.Loss):
 
     >>> import numpy as np
     >>> loss = SmoothedCrossentropy(label_smoothing=0.1)
-    >>> float(loss(np.array([0]), np.zeros((1, 4), "float32")))  # the logarithm of 4
-    1.3862943649291992
+    >>> round(float(loss(np.array([0]), np.zeros((1, 4), "float32"))), 4)  # the logarithm of 4
+    1.3863
     """
 
     def __init__(
