@@ -181,14 +181,12 @@ def compile_model(model: Any, optimizer: Any) -> Any:
     """Compiles a model for training on logits, in the same way for every side; returns it."""
     import keras
 
-    from mf_zoo.devices import accelerator
+    from mf_zoo import devices
 
-    # As `mf-zoo train` does: XLA makes a step on TensorFlow's CPU twice as slow.
-    slow_jit = keras.config.backend() == "tensorflow" and accelerator() is None
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False if slow_jit else "auto",
+        jit_compile=devices.jit_compile(),  # as `mf-zoo train` does
     )
     return model
 
