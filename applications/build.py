@@ -30,6 +30,7 @@ def build(
     horizon: float | None = None,
     initial_times: Any = "grid",
     reorder: bool | None = None,
+    integrator: Any = None,
     remat: bool = False,
     **top: Any,
 ) -> keras.Model:
@@ -52,6 +53,7 @@ def build(
         quadrature = record.quadrature if quadrature is None else quadrature
         horizon = record.horizon if horizon is None else horizon
         reorder = record.reorder if reorder is None else reorder
+        integrator = record.integrator if integrator is None else integrator
     channels_first = keras.config.image_data_format() == "channels_first"
     inputs = resolve(
         architecture,
@@ -69,6 +71,7 @@ def build(
         "horizon": horizon,
         "initial_times": initial_times,
         "reorder": True if reorder is None else reorder,
+        "integrator": "euler" if integrator is None else integrator,
         "train_times": mean_field,
         "remat": remat,
     }
