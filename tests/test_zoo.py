@@ -12,6 +12,7 @@ from networks import zoo
 
 from mf_zoo import applications, weights
 from mf_zoo.cli import main
+from mf_zoo.layers import MeanFieldStage
 
 pytestmark = pytest.mark.once
 
