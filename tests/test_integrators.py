@@ -9,6 +9,7 @@ import scipy.linalg
 from autodiff import value_and_gradients
 from keras import layers, ops
 
+from mf_zoo import depth
 from mf_zoo.layers import (
     BasicBlock,
     BatchNormalization,
@@ -315,6 +316,23 @@ def test_statistics_are_updated_by_one_evaluation_after_the_other(integrator, un
     for i in range(2):
         np.testing.assert_allclose(means[i], moving[i][0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(variances[i], moving[i][1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("integrator", SECOND_ORDER)
+def test_statistics_estimated_anew_are_averages_over_the_evaluations(integrator):
+    block = BatchNormalization(momentum=0.9, epsilon=1e-3, center=False, scale=False)
+    stage = MeanFieldStage(block, 1, integrator=integrator)
+    model = keras.Sequential([keras.Input((3,)), stage])
+    x = 2 + images(32, shape=(3,))
+    depth.recalibrate(model, x, batch_size=16)
+    means, variances = [], []
+    for part in (x[:16], x[16:]):
+        u = (part - part.mean(0)) / np.sqrt(part.var(0) + 1e-3)
+        for state in (part, part + (0.5 if integrator == "midpoint" else 1) * u):
+            means.append(state.mean(0))
+            variances.append(state.var(0))
+    for got, expected in zip(stage.non_trainable_weights, (means, variances), strict=True):
+        np.testing.assert_allclose(array(got)[0], np.mean(expected, axis=0), rtol=1e-3)
 
 
 @keras.saving.register_keras_serializable(package="mf_zoo_tests")
