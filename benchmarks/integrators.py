@@ -9,13 +9,15 @@ the norm of the difference over the norm, for all images together.
 """
 
 import argparse
+import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from mf_zoo import files
 
 MODELS = ("MFResNet20", "ResNet20")
 DATASETS = ("cifar10", "cifar100")
@@ -55,8 +57,8 @@ def distance(states: Any, reference: Any) -> float:
     return float(np.linalg.norm(difference) / np.linalg.norm(reference.astype("float64")))
 
 
-def outputs(network: Any, integrator: str, images: Any, batch: int) -> tuple[Any, Any]:
-    """The last stage's outputs and the scores of a network whose stages get an integrator."""
+def probe(network: Any, integrator: str) -> Any:
+    """A model of the last stage's outputs and the scores, with an integrator in all stages."""
     import keras
 
     from mf_zoo.layers import integrators, stages
@@ -65,25 +67,18 @@ def outputs(network: Any, integrator: str, images: Any, batch: int) -> tuple[Any
     for stage in found:
         stage.integrator = integrators.get(integrator)
     # A new model, for what another has compiled steps as before.
-    probe = keras.Model(network.input, [found[-1].output, network.output])
-    return probe.predict(images, batch_size=batch, verbose=0)
+    return keras.Model(network.input, [found[-1].output, network.output])
 
 
 def measure(
-    model: str,
-    weights: str,
-    parts: Sequence[int],
-    images: Any,
-    labels: Any,
-    calibration: Any,
-    batch: int,
+    model: str, weights: str, parts: int, images: Any, labels: Any, calibration: Any, batch: int
 ) -> Iterator[Found]:
-    """Measures one trained network.
+    """Measures one trained network with each integrator.
 
     Args:
         model: Name of the network.
         weights: Name of registered weights.
-        parts: Numbers of parts, each a refinement of its own.
+        parts: Number of parts that each block is split into.
         images, labels: What it is evaluated on.
         calibration: Training images to estimate statistics on; `None` for none.
         batch: Images in a batch.
@@ -93,47 +88,59 @@ def measure(
     from mf_zoo import applications, depth
     from mf_zoo.layers import integrators, stages
 
+    def outputs(part: Any) -> tuple[Any, Any]:
+        return part.predict(images, batch_size=batch, verbose=0)
+
     trained = applications.get(model)(weights=weights, classifier_activation=None)
-    predicted = outputs(trained, "euler", images, batch)[1].argmax(1)
-    for count in parts:
-        particles = [count * stage.num_particles for stage in stages(trained)]
-        network = depth.refine(trained, particles)
-        before = [np.array(value) for value in network.get_weights()]
+    predicted = outputs(probe(trained, "euler"))[1].argmax(1)
+    network = depth.refine(trained, [parts * stage.num_particles for stage in stages(trained)])
+    before = [np.array(value) for value in network.get_weights()]
+    reference: dict[str, Any] = {}
+    for name in integrators.names():
+        part = probe(network, name)
         for statistics in ("trained", "estimated") if calibration is not None else ("trained",):
-            reference = None
-            for name in integrators.names():
-                harness.say(f"{model}, {weights}, {count} parts, {name}, {statistics} statistics")
-                network.set_weights(before)
-                for stage in stages(network):
-                    stage.integrator = integrators.get(name)
-                if statistics == "estimated":
-                    depth.recalibrate(network, calibration, batch_size=batch)
-                states, scores = outputs(network, name, images, batch)
-                reference = states if reference is None else reference  # Euler's come first
-                yield Found(
-                    model=model,
-                    weights=weights,
-                    parts=count,
-                    integrator=name,
-                    statistics=statistics,
-                    error=100 * float(np.mean(scores.argmax(1) != labels)),
-                    changed=100 * float(np.mean(scores.argmax(1) != predicted)),
-                    distance=distance(states, reference),
-                )
+            harness.say(f"{model}, {weights}, {parts} parts, {name}, {statistics} statistics")
+            network.set_weights(before)
+            if statistics == "estimated":
+                depth.recalibrate(network, calibration, batch_size=batch)
+            states, scores = outputs(part)
+            reference.setdefault(statistics, states)  # Euler's method comes first
+            yield Found(
+                model=model,
+                weights=weights,
+                parts=parts,
+                integrator=name,
+                statistics=statistics,
+                error=100 * float(np.mean(scores.argmax(1) != labels)),
+                changed=100 * float(np.mean(scores.argmax(1) != predicted)),
+                distance=distance(states, reference[statistics]),
+            )
 
 
-def table(rows: Sequence[Any]) -> list[str]:
-    """Rows of a Markdown table: error and distance by integrator, a line for each other setting."""
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of rows as in the CSV file: errors and distances by integrator."""
     cells: dict[tuple, dict[str, str]] = {}
     for row in rows:
-        line = cells.setdefault((row.model, row.weights, row.parts, row.statistics), {})
-        line[row.integrator] = f"{row.error:.2f} ({row.distance:.2f})"
-    names = list(dict.fromkeys(row.integrator for row in rows))
+        key = tuple(row[name] for name in ("model", "weights", "parts", "statistics"))
+        found = f"{float(row['error']):.2f} ({float(row['distance']):.2f})"
+        cells.setdefault(key, {})[row["integrator"]] = found
+    names = list(dict.fromkeys(row["integrator"] for row in rows))
     lines = ["| network | weights | parts | statistics | " + " | ".join(names) + " |"]
     lines.append("|---" * (4 + len(names)) + "|")
     for key, line in cells.items():
         lines.append("| " + " | ".join(map(str, (*key, *map(line.get, names)))) + " |")
-    return lines
+    return "\n".join(lines)
+
+
+def readme_table() -> str:
+    """The committed result as a table with its circumstances."""
+    rows = files.read_rows(harness.RESULTS / "integrators-tensorflow.csv")
+    row = rows[0]
+    return (
+        f"{table(rows)}\n\n"
+        f"The first {int(row['images']):,} test images; statistics estimated on the first "
+        f"{int(row['calibrated_on']):,} training images; {row['date']}, {row['versions']}."
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -160,23 +167,18 @@ def main(arguments: list[str] | None = None) -> int:
     shared |= {"images": str(options.limit), "calibrated_on": str(options.calibrate or "")}
     output = options.output or harness.RESULTS / f"integrators-{shared['backend']}.csv"
     rows: list[Found] = []
-    for name in options.weights:
-        for model in options.models:
-            dataset = weights.get(model, name).dataset
-            images, labels = data.load(
-                dataset, f"test[:{options.limit}]", data_dir=options.data_dir
-            )
-            calibration = None
-            if options.calibrate:
-                split = f"train[:{options.calibrate}]"
-                calibration, _ = data.load(dataset, split, data_dir=options.data_dir)
-            measured = measure(
-                model, name, options.parts, images, labels, calibration, options.batch
-            )
-            for row in measured:
-                rows.append(row)
-                harness.write_csv(output, rows, shared)
-    print("\n".join(table(rows)))
+    for parts, name, model in itertools.product(options.parts, options.weights, options.models):
+        dataset = weights.get(model, name).dataset
+        split = f"test[:{options.limit}]"
+        images, labels = data.load(dataset, split, data_dir=options.data_dir)
+        calibration = None
+        if options.calibrate:
+            split = f"train[:{options.calibrate}]"
+            calibration, _ = data.load(dataset, split, data_dir=options.data_dir)
+        for row in measure(model, name, parts, images, labels, calibration, options.batch):
+            rows.append(row)
+            harness.write_csv(output, rows, shared)
+    print(table([asdict(row) for row in rows]))
     print(f"written to {output}")
     return 0
 
