@@ -141,8 +141,8 @@ class MidpointIntegrator(Integrator):
     Order 2 for a smooth `f` and a measure that is constant on the cells. Two evaluations of `f` a
     step. (The quadrature rule `"midpoint"` is another thing: it says how long the step is.)
 
-    Source: Hairer, Norsett, Wanner, *Solving Ordinary Differential Equations I*, section II.1 (the
-    method of Runge, 1895).
+    Source: Runge, *Über die numerische Auflösung von Differentialgleichungen*, Mathematische
+    Annalen 46, 1895.
 
     Example:
 
@@ -165,7 +165,8 @@ class HeunIntegrator(Integrator):
     Order 2 for a smooth `f` and a measure that is constant on the cells. Two evaluations of `f` a
     step; the second is at the state to which Euler's method would have come.
 
-    Source: Hairer, Norsett, Wanner, *Solving Ordinary Differential Equations I*, section II.1.
+    Source: Heun, *Neue Methoden zur approximativen Integration der Differentialgleichungen einer
+    unabhängigen Veränderlichen*, Zeitschrift für Mathematik und Physik 45, 1900.
 
     Example:
 
