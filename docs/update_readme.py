@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import (
     deployment,
+    depth,
     grouped_convolution,
     harness,
     integrators,
@@ -34,6 +35,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "benchmark": train_step.readme_table,
         "grouped": grouped_convolution.readme_table,
     },
+    "docs/depth.md": {"depth": depth.readme_table},
     "docs/deploy.md": {"deployment": deployment.readme_table},
     "docs/imagenet.md": {
         "steps": tables.step_table,
