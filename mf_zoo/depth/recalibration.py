@@ -86,7 +86,7 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
             if len(batch) < 2:
                 continue  # which has no variance
             for variable, _ in statistics:  # the moving averages are those of this batch then
-                variable.assign(ops.zeros_like(variable))
+                variable.assign(np.zeros(tuple(variable.shape)))
             training.predict_on_batch(batch)
             counted += len(batch)
             for total, (variable, count) in zip(totals, statistics, strict=True):
