@@ -280,6 +280,8 @@ class Architecture:
     ) -> int:
         """Multiply-adds for one image, as `mf_zoo.applications.multiply_adds` counts them.
 
+        Those of stages whose integrator evaluates each block once, as Euler's method does.
+
         Args:
             image_shape: `(rows, cols, channels)` of images; `None` for the network's own.
             classes: Number of classes; `None` for the network without the top.

@@ -32,6 +32,7 @@ def build(
     horizon: float | None = None,
     initial_times: Any = "grid",
     reorder: bool | None = None,
+    integrator: Any = None,
     remat: bool = False,
     **top: Any,
 ) -> keras.Model:
@@ -49,8 +50,9 @@ def build(
     if pooling not in (None, "avg", "max"):
         raise ValueError(f'`pooling` must be None, "avg" or "max". Received: pooling={pooling!r}')
     record, source = None, Network(model, architecture, mean_field, None)
-    plain = {"quadrature": "backward", "horizon": None, "reorder": True}
-    asked = {"quadrature": quadrature, "horizon": horizon, "reorder": reorder}
+    plain = {"quadrature": "backward", "horizon": None, "reorder": True, "integrator": "euler"}
+    asked = {"quadrature": quadrature, "horizon": horizon}
+    asked |= {"reorder": reorder, "integrator": integrator}
     if weights is None:
         path = None
     elif is_file(weights):

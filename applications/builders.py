@@ -10,7 +10,7 @@ from mf_zoo.applications.architectures import Architecture
 if TYPE_CHECKING:
     import keras
 
-    from mf_zoo.layers import QuadratureRule
+    from mf_zoo.layers import Integrator, QuadratureRule
 
 _ENDINGS = (".h5", ".weights.json")  # of files of weights and of indices of their shards
 
@@ -153,6 +153,7 @@ class MeanFieldBuilder(PlainBuilder):
         horizon: float | None = None,
         initial_times: str = "grid",
         reorder: bool | None = None,
+        integrator: "str | Integrator | None" = None,
         dataset: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         remat: bool = False,
@@ -167,6 +168,8 @@ class MeanFieldBuilder(PlainBuilder):
             initial_times: `"grid"` or `"random"`.
             reorder: Whether blocks are applied in the order of their times, and not in that of
                 storage; `None` for as the registered weights were trained, else `True`.
+            integrator: Integrator of every stage; `None` for that of the registered weights, else
+                `"euler"`.
 
         Returns:
             A `keras.Model`, as a plain network is.
@@ -189,6 +192,7 @@ class MeanFieldBuilder(PlainBuilder):
             horizon=horizon,
             initial_times=initial_times,
             reorder=reorder,
+            integrator=integrator,
             dataset=dataset,
             normalization=normalization,
             remat=remat,

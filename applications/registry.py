@@ -27,7 +27,7 @@ class Network:
         mean_field: Whether its times are learned.
         builder: What makes it, a callable with the signature of `keras.applications`. A builder of
             your own takes at least `weights`, `classes` and `classifier_activation`, and a
-            mean-field one `quadrature`, `horizon`, `initial_times` and `reorder`.
+            mean-field one `quadrature`, `horizon`, `initial_times`, `reorder` and `integrator`.
     """
 
     name: str

@@ -6,13 +6,15 @@ from typing import Any
 import keras
 
 from mf_zoo.layers import MeanFieldStage
+from mf_zoo.layers.integrators import evaluations
 from mf_zoo.layers.residual_function import ResidualFunction
 
 
 def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of a network for one image: what papers give as its FLOPs.
 
-    Those of convolutions and dense layers; a floating-point operation of a multiplication and an
+    Those of convolutions and dense layers, of a block once for each evaluation that the stage's
+    integrator makes; a floating-point operation of a multiplication and an
     addition is counted once, and what BatchNormalization, activations and sums take is left out,
     as is usual.
 
@@ -43,7 +45,8 @@ def _of_layer(layer: keras.layers.Layer, shape: tuple[Any, ...]) -> int:
     if isinstance(layer, keras.Model):
         return multiply_adds(layer)
     if isinstance(layer, MeanFieldStage):
-        return layer.num_particles * _of_layer(layer.template(), shape)
+        steps = layer.num_particles * evaluations(layer.integrator)
+        return steps * _of_layer(layer.template(), shape)
     if isinstance(layer, ResidualFunction):
         total = 0
         for part in layer.chain():

@@ -7,7 +7,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import deployment, depth, grouped_convolution, harness, memory, train_step
+from benchmarks import (
+    deployment,
+    depth,
+    grouped_convolution,
+    harness,
+    integrators,
+    memory,
+    train_step,
+)
 from benchmarks.scaling import tables
 from examples import transfer
 from mf_zoo import files
@@ -22,6 +30,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
             files.read_rows(harness.RESULTS / "transfer-tensorflow.csv")
         ),
     },
+    "docs/method.md": {"integrators": integrators.readme_table},
     "docs/performance.md": {
         "benchmark": train_step.readme_table,
         "grouped": grouped_convolution.readme_table,

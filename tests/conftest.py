@@ -115,10 +115,13 @@ def registries():
     """What a test registers is forgotten after it."""
     from mf_zoo.applications import registry
     from mf_zoo.data import datasets
-    from mf_zoo.layers import quadrature
+    from mf_zoo.layers import integrators, quadrature
 
     registry.networks()  # those of the package are found on first use
-    known = [registry._NETWORKS, datasets._registry(), quadrature._RULES]
+    known = [
+        *(registry._NETWORKS, datasets._registry()),
+        *(quadrature._RULES.classes, integrators._INTEGRATORS.classes),
+    ]
     before = [dict(entries) for entries in known]
     yield
     for entries, saved in zip(known, before, strict=True):

@@ -142,13 +142,18 @@ def test_other_shapes_and_input_tensors():
 
 def test_mean_field_arguments_reach_the_stages():
     model = applications.MFResNet20(
-        quadrature="midpoint", horizon=1.0, initial_times="random", reorder=False
+        quadrature="midpoint",
+        horizon=1.0,
+        initial_times="random",
+        reorder=False,
+        integrator="heun",
     )
     assert not any(stage.remat for stage in stages(model))
     for name in ("MFPreActResNet110", "ResNet20"):
         assert all(stage.remat for stage in stages(applications.get(name)(remat=True)))
     for stage in stages(model):
         assert stage.horizon == 1.0 and stage.times.trainable and not stage.reorder
+        assert stage.get_config()["integrator"] == "heun"
         assert float(ops.convert_to_numpy(ops.sum(stage.step_sizes()))) == pytest.approx(1.0)
         grid = (np.arange(stage.num_particles) + 0.5) / stage.num_particles
         assert not np.allclose(ops.convert_to_numpy(stage.times.value), grid)

@@ -19,6 +19,7 @@ from benchmarks import (
     depth_transfer,
     grouped_convolution,
     harness,
+    integrators,
     memory,
     train_step,
     tuning,
@@ -639,3 +640,37 @@ def test_the_command_is_timed_in_processes_of_their_own(tmp_path, monkeypatch):
 def test_memory_is_measured_where_a_backend_tells():
     with pytest.raises(SystemExit, match="Received: KERAS_BACKEND=tensorflow"):
         memory.measure("MFResNet20", "float32", 32, 1)
+
+
+@pytest.mark.once_on_torch
+def test_integrators_of_a_trained_network_are_compared_with_eulers_method(
+    tmp_path, monkeypatch, capsys
+):
+    images, labels = data.sample("cifar10")
+    images, labels = images[:40], labels[:40]
+    monkeypatch.setattr(data, "load", lambda *_, **__: (images, labels))
+    output = tmp_path / "integrators.csv"
+    arguments = ["--data-dir", str(tmp_path), "--models", "MFResNet20", "--weights", "cifar10"]
+    options = ["--calibrate", "40", "--batch", "20", "--parts", "1", "2", "--output", str(output)]
+    assert integrators.main([*arguments, *options]) == 0
+    assert capsys.readouterr().out.startswith(integrators.table(files.read_rows(output)))
+    rows = {
+        (row["parts"], row["statistics"], row["integrator"]): row for row in files.read_rows(output)
+    }
+    assert len(rows) == 2 * 2 * 3
+    states, scores = {}, {}
+    for name in ("euler", "heun"):
+        network = applications.MFResNet20(weights="cifar10", integrator=name)
+        probe = keras.Model(network.input, [stages(network)[-1].output, network.output])
+        states[name], scores[name] = probe.predict(images, verbose=0)
+        row = rows["1", "trained", name]
+        error = 100 * np.mean(scores[name].argmax(1) != labels)
+        changed = 100 * np.mean(scores[name].argmax(1) != scores["euler"].argmax(1))
+        assert (float(row["error"]), float(row["changed"])) == pytest.approx((error, changed))
+        away = np.linalg.norm(states[name] - states["euler"]) / np.linalg.norm(states["euler"])
+        assert float(row["distance"]) == pytest.approx(away, rel=1e-3, abs=1e-6)
+    # Other statistics are another function, and smaller steps bring the methods together.
+    assert rows["1", "estimated", "heun"]["distance"] != rows["1", "trained", "heun"]["distance"]
+    for name in ("midpoint", "heun"):
+        distances = [float(rows[parts, "estimated", name]["distance"]) for parts in "12"]
+        assert distances[1] < distances[0]

@@ -200,6 +200,9 @@ def test_evaluate_agrees_with_the_run(trained, cifar10_dir, capsys, tmp_path):
     assert scores["error"] == pytest.approx(result["test_error"])
     assert scores["nll"] == pytest.approx(result["test_loss"], rel=1e-5)
 
+    assert cli.main([*arguments[:-2], "--integrator", "heun", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["nll"] != pytest.approx(scores["nll"], rel=1e-4)
+
     images, labels = data.load("cifar10", "test[:16]", data_dir=cifar10_dir)
     model = applications.get(MODEL)(weights=trained / "final.weights.h5", quadrature="midpoint")
     again = evaluate(model, images, labels)

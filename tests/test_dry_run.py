@@ -78,21 +78,23 @@ def test_activations_need_a_network_of_known_size_and_kind():
 
 @pytest.mark.skipif(not TORCH, reason="PyTorch tells which tensors it keeps")
 @pytest.mark.parametrize(
-    ("name", "policy", "remat"),
+    ("name", "policy", "others"),
     [
-        ("MFResNet20", "float32", False),
-        ("MFResNet20", "float32", True),
-        ("MFResNet20", "mixed_bfloat16", False),
-        ("MFResNet164", "float32", False),
-        ("MFResNeXt29_32x4d", "float32", False),
+        ("MFResNet20", "float32", {}),
+        ("MFResNet20", "float32", {"remat": True}),
+        ("MFResNet20", "mixed_bfloat16", {}),
+        ("MFResNet20", "float32", {"integrator": "midpoint"}),
+        ("MFResNet20", "float32", {"integrator": "heun", "remat": True}),
+        ("MFResNet164", "float32", {}),
+        ("MFResNeXt29_32x4d", "float32", {}),
     ],
 )
-def test_pytorch_keeps_what_is_counted(name, policy, remat):
+def test_pytorch_keeps_what_is_counted(name, policy, others):
     import torch
 
     with dtype_policy(policy):
         model = applications.get(name)(
-            input_shape=(16, 16, 3), classifier_activation=None, remat=remat
+            input_shape=(16, 16, 3), classifier_activation=None, **others
         )
     labels = torch.zeros(2, dtype=torch.int64)
 

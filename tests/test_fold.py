@@ -47,7 +47,9 @@ def test_same_outputs_in_plain_layers(kind, split_groups):
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    "arguments", [{"reorder": False}, {"quadrature": "uniform_straight_through"}], ids=str
+    "arguments",
+    [{"reorder": False}, {"quadrature": "uniform_straight_through"}, {"integrator": "heun"}],
+    ids=str,
 )
 def test_folding_and_twins_of_the_ablations(arguments):
     """With steps that are not 1 and times that are not in the order of storage."""
@@ -64,6 +66,23 @@ def test_folding_and_twins_of_the_ablations(arguments):
         for stage, model_stage in zip(stages(twin), stages(model), strict=True)
     )
     close(outputs(twin, images()), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "integrator"), [("pre-activation", "midpoint"), ("ResNeXt", "heun")]
+)
+def test_a_block_that_is_evaluated_twice_has_its_layers_once(kind, integrator, tmp_path):
+    model = randomized(small(kind, integrator=integrator))
+    plain = deploy.fold(model, split_groups=True)
+    expected = outputs(model, images())
+    close(outputs(plain, images()), expected)
+    euler = small(kind)
+    euler.set_weights(model.get_weights())
+    assert not np.allclose(outputs(euler, images()), expected, rtol=1e-2)
+    for layer in ("Conv2D", "BatchNormalization"):
+        assert kinds(plain).get(layer) == kinds(deploy.fold(euler, split_groups=True)).get(layer)
+    plain.save(tmp_path / "plain.keras")
+    close(outputs(keras.saving.load_model(tmp_path / "plain.keras"), images()), expected)
 
 
 @pytest.mark.skipif(

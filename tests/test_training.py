@@ -24,7 +24,7 @@ from tiny_zoo import train
 
 from mf_zoo import data, files, weights
 from mf_zoo.errors import UserError
-from mf_zoo.layers import quadrature
+from mf_zoo.layers import integrators, quadrature
 from mf_zoo.training import (
     RECIPES,
     Recipe,
@@ -106,6 +106,7 @@ def test_overrides_are_read_by_the_type_of_their_value(text, expected):
         ({"schedule": "stepwise"}, "schedule.*step, cosine, one_cycle.*Received"),
         ({"quadrature": "midpoints"}, "quadrature.*backward, midpoint.*Received.*'midpoints'"),
         ({"reorder": 1}, "reorder.*type bool.*Received"),
+        ({"integrator": "rk4"}, "integrator.*euler, midpoint, heun.*Received.*'rk4'"),
         ({"epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs.*less than the 2 epochs"),
         ({"wieght_decay": 0.1}, "did you mean 'weight_decay'.*Received: 'wieght_decay'"),
     ],
@@ -120,6 +121,8 @@ def test_the_rules_of_recipes_are_those_of_stages():
         assert RECIPES["paper"].replace(quadrature=name).quadrature == name
     with pytest.raises(ValueError, match=rf"must be one of {', '.join(quadrature.rules())}\. Rec"):
         RECIPES["paper"].replace(quadrature="x")
+    for name in integrators.names():
+        assert RECIPES["paper"].replace(integrator=name).integrator == name
 
 
 def test_a_recipe_is_read_from_a_file(tmp_path):
@@ -661,11 +664,16 @@ def test_what_the_recipe_leaves_open_is_as_in_the_registered_weights(monkeypatch
     from mf_zoo.training import pretrained
 
     record = dataclasses.replace(
-        weights.get("MFResNet20", "cifar10"), quadrature="midpoint", horizon=2.5, reorder=False
+        weights.get("MFResNet20", "cifar10"),
+        quadrature="midpoint",
+        horizon=2.5,
+        reorder=False,
+        integrator="heun",
     )
     monkeypatch.setattr(weights, "get", lambda model, name: record)
     found = pretrained.with_stages_of("cifar10", "MFResNet20", RECIPE.replace(horizon=3.0))
-    assert found == RECIPE.replace(quadrature="midpoint", horizon=3.0, reorder=False)
+    expected = {"quadrature": "midpoint", "reorder": False, "integrator": "heun"}
+    assert found == RECIPE.replace(horizon=3.0, **expected)
     assert pretrained.with_stages_of("a/b.weights.h5", "MFResNet20", RECIPE) == RECIPE
 
 

@@ -270,6 +270,9 @@ def test_hyperparameters_given_to_the_tuner_hold(models):
     for model, recipe, _ in _sampled(hypermodel, 4, hyperparameters=given):
         assert recipe.schedule == "cosine"
         assert recipe.noise_temperature == (0.5 if model == "Tiny" else 0.0)
+    hypermodel = MeanFieldHyperModel(models, recipe=RECIPE, search={"integrator": ["heun"]})
+    for model, recipe, _ in _sampled(hypermodel, 4):
+        assert recipe.integrator == ("heun" if model == "Tiny" else "euler")
     # A condition whose other side is fixed.
     given = keras_tuner.HyperParameters()
     given.Fixed("fixed_horizon", True)

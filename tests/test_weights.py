@@ -146,6 +146,7 @@ def test_record_survives_json():
         ("train_seconds", float("inf")),
         ("train_seconds", False),
         ("reorder", None),
+        ("integrator", ""),
         ("initial_weights", ""),
         ("freeze", "stem"),
         ("freeze", [1]),
@@ -564,7 +565,7 @@ def finished_run(run, model):
     run.mkdir()
     file = run / "final.weights.h5"
     model.save_weights(file)
-    recipe = {"name": "quick", "quadrature": "midpoint", "horizon": 2.5}
+    recipe = {"name": "quick", "quadrature": "midpoint", "horizon": 2.5, "integrator": "heun"}
     result = fields(
         date="2026-01-31T23:59:59+00:00",
         file=file.name,
@@ -597,6 +598,7 @@ def test_publish_registers_a_finished_run(run_dir, tmp_path):
     assert weights.records(directory=registry) == [record]
     assert (record.name, record.classes, record.date) == ("cifar10", 10, "2026-01-31")
     assert (record.quadrature, record.horizon) == ("midpoint", 2.5)
+    assert (record.integrator, record.reorder) == ("heun", True)
     file = weights.path(record, directory=registry)
     assert file.read_bytes() == (run_dir / "final.weights.h5").read_bytes()
     assert (record.initial_weights, record.freeze) == (None, ())

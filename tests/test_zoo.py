@@ -12,6 +12,7 @@ from networks import zoo
 
 from mf_zoo import applications, weights
 from mf_zoo.cli import main
+from mf_zoo.layers import MeanFieldStage
 
 pytestmark = pytest.mark.once
 
@@ -98,6 +99,10 @@ def test_multiply_adds_by_hand():
         ]
     )
     assert applications.multiply_adds(model) == 6 * (36 * 10 + 2 * 20 + 20 * 7)
+    for integrator, evaluations in (("euler", 1), ("heun", 2)):
+        stage = MeanFieldStage(layers.Dense(5), 3, integrator=integrator)
+        model = keras.Sequential([keras.Input((4, 5)), stage])
+        assert applications.multiply_adds(model) == evaluations * 3 * 4 * 5 * 5
     with pytest.raises(ValueError, match="Received: <Embedding"):
         applications.multiply_adds(keras.Sequential([keras.Input((3,)), layers.Embedding(5, 2)]))
     with pytest.raises(ValueError, match=r"fixed size.*Received: input_shape=\(None, None, None"):

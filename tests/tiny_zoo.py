@@ -31,6 +31,7 @@ def tiny(
     horizon=None,
     initial_times="grid",
     reorder=True,
+    integrator="euler",
     dataset="cifar10",
     normalization=None,
 ):
@@ -52,6 +53,7 @@ def tiny(
         horizon=horizon,
         initial_times=initial_times,
         reorder=reorder,
+        integrator=integrator,
         activation="relu",
         name="stage1",
     )

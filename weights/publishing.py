@@ -225,6 +225,7 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         date=result["date"][: len("YYYY-MM-DD")],
         versions=config["versions"],
         reorder=config["recipe"].get("reorder", True),
+        integrator=config["recipe"].get("integrator", "euler"),
         initial_weights=start,
         freeze=config.get("freeze", ()),
         mean=mean,

@@ -21,7 +21,7 @@ _PATTERNS = {
     ),
     "sha256": (r"[0-9a-f]{64}", "64 lower-case hexadecimal digits"),
 }
-_TEXTS = ("recipe", "quadrature", "device", "command", "backend")
+_TEXTS = ("recipe", "quadrature", "device", "command", "backend", "integrator")
 _NUMBERS = {
     "test_error": 100.0,
     "test_top5_error": 100.0,
@@ -83,6 +83,7 @@ class WeightRecord:
             right one, see `mf_zoo.data.superclasses`. Records may leave it out.
         reorder: Whether the stages apply blocks in the order of their times. Records may leave it
             out.
+        integrator: Integrator of the stages it was trained with. Records may leave it out.
         initial_weights: What the training started from: the name of registered weights, or name
             and digest of a file; `None` for random weights. Records may leave it out.
         freeze: Layers that were not trained, names or patterns. Records may leave it out.
@@ -127,6 +128,7 @@ class WeightRecord:
     test_top5_error: float | None = None
     test_coarse_error: float | None = None
     reorder: bool = True
+    integrator: str = "euler"
     initial_weights: str | None = None
     freeze: Sequence[str] = ()
     dtype: str = "float32"

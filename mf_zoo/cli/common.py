@@ -87,6 +87,7 @@ def load_trained(
     activation: str | None,
     quadrature: str | None = None,
     horizon: float | None = None,
+    integrator: str | None = None,
 ) -> "tuple[keras.Model, str]":
     """Builds a network with trained weights.
 
@@ -96,7 +97,8 @@ def load_trained(
         dataset: Name of the dataset that says how many classes there are; `None` for the one that
             the weights were trained on, or CIFAR-10 for a file, which does not say.
         activation: Of the scores; `None` for logits.
-        quadrature, horizon: Of the mean-field stages; `None` for those of the run or the record.
+        quadrature, horizon, integrator: Of the mean-field stages; `None` for those of the run or
+            the record.
 
     Returns:
         The model and the name of the dataset.
@@ -108,7 +110,7 @@ def load_trained(
     from mf_zoo import weights as registry
 
     source = weights
-    given = {"quadrature": quadrature, "horizon": horizon}
+    given = {"quadrature": quadrature, "horizon": horizon, "integrator": integrator}
     stages: dict[str, Any] = {**given, "reorder": None}
     others: dict[str, Any] = {}
     folder = Path(weights)

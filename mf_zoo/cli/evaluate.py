@@ -28,6 +28,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=500, metavar="N")
     parser.add_argument("--quadrature", help="rule that the weights were trained with")
     parser.add_argument("--horizon", type=float, help="horizon they were trained with")
+    parser.add_argument("--integrator", help="another than they were trained with: heun, ...")
     parser.add_argument(
         "--label-smoothing", type=float, default=0.0, metavar="S", help="of the reported loss"
     )
@@ -60,6 +61,7 @@ def _evaluate(options: argparse.Namespace):
         None,
         quadrature=options.quadrature,
         horizon=options.horizon,
+        integrator=options.integrator,
     )
     names = data.class_names(dataset)
     with user_errors():

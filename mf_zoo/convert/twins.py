@@ -58,7 +58,8 @@ def to_plain(model: keras.Model) -> keras.Model:
     Returns:
         A new model, not compiled, with the same names, weights, trainable flags and dtype policies;
         that of a network `MF...` of `mf_zoo.applications` is the network without `MF`, and its
-        weight files load there.
+        weight files load there. (Stages keep their integrator; builders of plain networks know
+        Euler's method only.)
 
     Raises:
         ValueError: As in `to_mean_field`.

@@ -8,7 +8,13 @@ import numpy as np
 from keras import layers, ops
 
 from mf_zoo.devices import accelerator
-from mf_zoo.layers import BatchNormalization, GroupedConv2D, MeanFieldStage
+from mf_zoo.layers import (
+    BatchNormalization,
+    Block,
+    EulerIntegrator,
+    GroupedConv2D,
+    MeanFieldStage,
+)
 from mf_zoo.layers.grouped_conv2d import _merged
 from mf_zoo.layers.residual_function import ResidualFunction
 
@@ -40,7 +46,8 @@ def fold(model: keras.Model, split_groups: bool | None = None) -> keras.Model:
 
     Loading the result needs no mf_zoo. Layers come in depth order, and their names tell the
     particle: `stage1_2_conv1` is the first convolution of particle 2 of `stage1`, the one at index
-    2 of its `times`. Blocks with a step of 0 are kept.
+    2 of its `times`. Blocks with a step of 0 are kept. With an integrator other than Euler's method
+    the layers of a block are called as often as it evaluates the block, and its sums have no names.
 
     Args:
         model: A functional or Sequential `keras.Model` made of layers of Keras and of mf_zoo. It is
@@ -175,22 +182,33 @@ class _Folding:
         return self._call(layer.name, group, ops.convert_to_numpy, *args, **kwargs)
 
     def _stage(self, stage: MeanFieldStage, x: Any) -> Any:
+        for one in stage.blocks():
+            x = self._step(stage, one, x)
+        return x
+
+    def _step(self, stage: MeanFieldStage, one: Block, x: Any) -> Any:
         block = stage.template()
         scaled = {id(variable) for variable in block.output_scale_variables}
-        for one in stage.blocks():
-            arrays = {
-                id(variable): array * (one.step if id(variable) in scaled else 1)
-                for variable, array in zip(block.variables, one.weights, strict=True)
-            }
-            name = f"{stage.name}_{one.particle}"
-            update = self._chain(block, lambda v, arrays=arrays: arrays[id(v)], name, x)
-            x = self._call(f"{name}_add", [layers.Add()], None, [x, update])
+        arrays = {
+            id(variable): array * (one.step if id(variable) in scaled else 1)
+            for variable, array in zip(block.variables, one.weights, strict=True)
+        }
+        name = f"{stage.name}_{one.particle}"
+
+        def update(x: Any) -> Any:
+            return self._chain(block, lambda variable: arrays[id(variable)], name, x)
+
+        def activation(x: Any) -> Any:
             if stage.activation is keras.activations.relu:
-                x = self._call(f"{name}_relu", [layers.ReLU()], None, x)
-            elif stage.activation is not keras.activations.linear:
-                activation = layers.Activation(stage.activation)
-                x = self._call(f"{name}_activation", [activation], None, x)
-        return x
+                return self._call(f"{name}_relu", [layers.ReLU()], None, x)
+            if stage.activation is not keras.activations.linear:
+                layer = layers.Activation(stage.activation)
+                return self._call(f"{name}_activation", [layer], None, x)
+            return x
+
+        if type(stage.integrator) is EulerIntegrator:  # with a layer that has a name
+            return activation(self._call(f"{name}_add", [layers.Add()], None, [x, update(x)]))
+        return stage.integrator(x, update, activation)
 
     def _residual_function(self, block: ResidualFunction, x: Any) -> Any:
         return self._chain(block, ops.convert_to_numpy, block.name, x)
@@ -351,6 +369,7 @@ class _SplitConvolution:
         self.axis = 1 if config["data_format"] == "channels_first" else -1
         self.name = config["name"]
         self.convolutions = []
+        self.concatenate = layers.Concatenate(self.axis, name=f"{self.name}_concatenate")
         for index in range(count):
             block_diagonal = np.zeros((*kernel.shape[:2], merged * depth, merged * width))
             for group in range(merged):
@@ -369,4 +388,4 @@ class _SplitConvolution:
             return self.convolutions[0](x)
         parts = ops.split(x, len(self.convolutions), axis=self.axis)
         outputs = [layer(part) for layer, part in zip(self.convolutions, parts, strict=True)]
-        return layers.Concatenate(self.axis, name=f"{self.name}_concatenate")(outputs)
+        return self.concatenate(outputs)

@@ -9,6 +9,11 @@ from keras import ops
 
 from mf_zoo import devices
 from mf_zoo.layers import stages
+from mf_zoo.layers.integrators import evaluations
+
+# Of layers that a step evaluates several times: 1 - 2^-10, with which each of the evaluations
+# counts, and all of them nearly the same.
+_MOMENTUM = 0.9990234375
 
 
 class _Training(keras.Model):
@@ -27,9 +32,10 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
 
     Mean and variance of every BatchNormalization become the averages of those of all batches, each
     counting as many times as it has images: unlike the moving averages of a training they forget
-    nothing and favour no batch. Within a batch every layer sees what it sees in training. Use it
-    where weights have changed without training: after a change of depth, an average of weights, a
-    lesion, or for images of another dataset.
+    nothing and favour no batch. (Of a block that an integrator evaluates several times a step they
+    are averages over its evaluations, too.) Within a batch every layer sees what it sees in
+    training. Use it where weights have changed without training: after a change of depth, an
+    average of weights, a lesion, or for images of another dataset.
 
     Args:
         model: A built model. Its statistics are changed, those of its stages too; its weights, its
@@ -59,7 +65,7 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
         )
     if len(images) < 2:
         raise ValueError(f"`images` must be at least 2. Received: {len(images)} images")
-    layers = [layer for layer in _normalizations(model) if layer.trainable]
+    layers = [(layer, count) for layer, count in _normalizations(model) if layer.trainable]
     statistics = list(_statistics(model))
     if not statistics:
         raise ValueError(
@@ -67,11 +73,11 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
             f"Received: model={model.name!r}"
         )
     before = [(v, np.array(ops.convert_to_numpy(v))) for v in model.variables]
-    momenta = [layer.momentum for layer in layers]
-    totals = [np.zeros(tuple(variable.shape), "float64") for variable in statistics]
+    momenta = [layer.momentum for layer, _ in layers]
+    totals = [np.zeros(tuple(variable.shape), "float64") for variable, _ in statistics]
     try:
-        for layer in layers:
-            layer.momentum = 0.0  # the moving averages are those of the last batch then
+        for layer, count in layers:
+            layer.momentum = _momentum(count)
         training = _Training(model)
         training.compile(jit_compile=devices.jit_compile())
         counted = 0
@@ -79,37 +85,52 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
             batch = images[start : start + batch_size]
             if len(batch) < 2:
                 continue  # which has no variance
+            for variable, _ in statistics:  # the moving averages are those of this batch then
+                variable.assign(np.zeros(tuple(variable.shape)))
             training.predict_on_batch(batch)
             counted += len(batch)
-            for total, variable in zip(totals, statistics, strict=True):
-                total += len(batch) * ops.convert_to_numpy(variable).astype("float64")
+            for total, (variable, count) in zip(totals, statistics, strict=True):
+                value = ops.convert_to_numpy(variable).astype("float64")
+                total += len(batch) * value / (1 - _momentum(count) ** count)
         if not all(np.all(np.isfinite(total)) for total in totals):
             raise ValueError(
                 "The statistics of every batch must be finite. Received: some that are no numbers, "
                 f"in {model.name!r}"
             )
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for (layer, _), momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for variable, value in before:
             variable.assign(value)
-    for total, variable in zip(totals, statistics, strict=True):
+    for total, (variable, _) in zip(totals, statistics, strict=True):
         variable.assign(total / counted)
 
 
-def _normalizations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
-    """Every BatchNormalization of a model, those that particles share too."""
-    for part in (model, *(stage.template() for stage in stages(model))):
+def _momentum(count: int) -> float:
+    return 0.0 if count == 1 else _MOMENTUM
+
+
+def _normalizations(model: keras.Model) -> Iterator[tuple[keras.layers.BatchNormalization, int]]:
+    """Every BatchNormalization of a model, those that particles share too.
+
+    With it comes how often it is evaluated in a step.
+    """
+    parts = [(model, 1)]
+    parts += [(stage.template(), evaluations(stage.integrator)) for stage in stages(model)]
+    for part, count in parts:
         for layer in part._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
-                yield layer
+                yield layer, count
 
 
-def _statistics(model: keras.Model) -> Iterator[Any]:
-    """The variables of the model that training mode sets to a batch's mean or variance."""
+def _statistics(model: keras.Model) -> Iterator[tuple[Any, int]]:
+    """The variables of the model that training mode sets to a batch's mean or variance.
+
+    With each comes how often it is set in a step.
+    """
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-            yield from (layer.moving_mean, layer.moving_variance)
+            yield from ((layer.moving_mean, 1), (layer.moving_variance, 1))
     for stage in stages(model):
         moving = {
             id(variable)
@@ -119,4 +140,4 @@ def _statistics(model: keras.Model) -> Iterator[Any]:
         }
         for variable, weight in zip(stage.template().variables, stage._stacked, strict=True):
             if id(variable) in moving:
-                yield weight
+                yield weight, evaluations(stage.integrator)

@@ -1,4 +1,4 @@
-"""Mean-field stages, the residual functions they carry and the quadrature rules they use."""
+"""Mean-field stages, their residual functions, quadrature rules and integrators."""
 
 from mf_zoo.layers.basic_block import BasicBlock, PreActBasicBlock
 from mf_zoo.layers.batch_normalization import BatchNormalization
@@ -8,6 +8,13 @@ from mf_zoo.layers.bottleneck_block import (
     ResNeXtBlock,
 )
 from mf_zoo.layers.grouped_conv2d import GroupedConv2D
+from mf_zoo.layers.integrators import (
+    EulerIntegrator,
+    HeunIntegrator,
+    Integrator,
+    MidpointIntegrator,
+    register_integrator,
+)
 from mf_zoo.layers.mean_field_stage import MeanFieldStage, stages
 from mf_zoo.layers.particles import Block, ParticleInfo, Reflect, reflect
 from mf_zoo.layers.quadrature import (
@@ -27,8 +34,12 @@ __all__ = [
     "BatchNormalization",
     "Block",
     "BottleneckBlock",
+    "EulerIntegrator",
     "GroupedConv2D",
+    "HeunIntegrator",
+    "Integrator",
     "MeanFieldStage",
+    "MidpointIntegrator",
     "MidpointRule",
     "ParticleInfo",
     "PreActBasicBlock",
@@ -39,6 +50,7 @@ __all__ = [
     "UniformRule",
     "UniformStraightThroughRule",
     "reflect",
+    "register_integrator",
     "register_rule",
     "rules",
     "stages",

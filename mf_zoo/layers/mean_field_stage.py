@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from mf_zoo.layers import integrators
 from mf_zoo.layers import quadrature as quadrature_rules
 from mf_zoo.layers.flags import set_trainable_parts, trainable_parts
 from mf_zoo.layers.particles import Block, ParticleInfo, PerParticle, Reflect
@@ -81,6 +82,12 @@ class MeanFieldStage(keras.layers.Layer):
             more forward pass a step. Results are the same; what a block draws at random, too. (On
             JAX's CPU nothing is saved unless `unroll=False`: XLA merges the second computation of
             an unrolled loop with the first there.)
+        integrator: How a step is made: `"euler"`, the formula above, `"midpoint"` or `"heun"`,
+            which are of order 2 in the steps and evaluate each block twice, or one of your own, by
+            the name that `mf_zoo.layers.register_integrator` gave it or as an object: see
+            `mf_zoo.layers.Integrator`. The activation is applied to every state that a block sees.
+            A block that is evaluated twice in a step updates its statistics twice and draws at
+            random anew each time; of losses that it adds the mean over its evaluations counts.
         **kwargs: Keyword arguments of `keras.layers.Layer`.
 
     Attributes:
@@ -121,6 +128,7 @@ class MeanFieldStage(keras.layers.Layer):
         seed: int | None = None,
         reorder: bool = True,
         remat: bool = False,
+        integrator: Any = "euler",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -151,6 +159,7 @@ class MeanFieldStage(keras.layers.Layer):
         self.seed = seed
         self.reorder = bool(reorder)
         self.remat = bool(remat)
+        self.integrator = integrators.get(integrator)
         # Of the block, part by part: its configuration may say nothing of its parts.
         self._given_flags = trainable_parts(block)
         self._flags: list[bool] | None = None  # what counts instead, until it is built
@@ -459,7 +468,34 @@ class MeanFieldStage(keras.layers.Layer):
             order = ops.arange(self.num_particles, dtype="int32")
         return order, steps
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def states(self, inputs: Any, training: bool = False) -> list[Any]:
+        """All states of a stage, `[X^0, X^1, ..., X^n]`.
+
+        No variable changes: statistics and states of seeds are as before, in training mode too.
+        Losses that blocks add are dropped.
+
+        Args:
+            inputs: As in a call; `X^0`.
+            training: Whether blocks run in training mode.
+
+        Returns:
+            List of `n + 1` tensors of the shape of `inputs`, in depth order, in the stage's compute
+            dtype. The last one is what a call returns.
+
+        Example:
+
+        >>> stage = MeanFieldStage(BasicBlock(4), 2, activation="relu")
+        >>> states = stage.states(keras.ops.ones((1, 8, 8, 4)))
+        >>> len(states), keras.ops.shape(states[-1])
+        (3, (1, 8, 8, 4))
+        """
+        if not self.built:
+            self.build((None, *ops.shape(inputs)[1:]))
+        values = [(variable, variable.value) for variable in self.variables]
+        with keras.StatelessScope(values):
+            return self(inputs, training=training, all_states=True)
+
+    def call(self, inputs: Any, training: bool | None = None, all_states: bool = False) -> Any:
         order, steps = self._schedule()
         values = [_sorted(weight.value, order) for weight in self._stacked]
         for k in self._folded:
@@ -468,7 +504,7 @@ class MeanFieldStage(keras.layers.Layer):
         # Explicitly: a direct `call`, as in `stateless_call`, leaves no call context behind.
         arguments = {"training": training} if self._template.takes_training else {}
         loop = self._unrolled if self.unroll else self._scanned
-        outputs, states, losses = loop(inputs, values, steps, arguments)
+        outputs, states, losses = loop(inputs, values, steps, arguments, all_states)
         for loss in losses:
             self.add_loss(loss)
         if states:
@@ -501,36 +537,61 @@ class MeanFieldStage(keras.layers.Layer):
     def _block_step(
         self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[int, Any], list[Any]]:
-        layer = self.template()
-        mapping = list(zip(self._template.variables, values, strict=True))
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            before = [scope.get_current_value(variable) for variable, _ in mapping]
-            update = layer(x, **arguments)
-            after = [scope.get_current_value(variable) for variable, _ in mapping]
-        states = {
-            k: new for k, (old, new) in enumerate(zip(before, after, strict=True)) if new is not old
-        }
-        if not self._folded:
-            update = update * ops.cast(step, update.dtype)
-        update = ops.cast(update, x.dtype)  # of a block that has a policy of its own
-        return self.activation(x + update), states, list(scope.losses)
+        layer, variables = self.template(), self._template.variables
+        current = list(values)
+        states: dict[int, Any] = {}
+        added: list[list[Any]] = []
+
+        def update(x: Any) -> Any:
+            """`dt f(x)`, from the state in which the evaluation before has left the block."""
+            mapping = list(zip(variables, current, strict=True))
+            with keras.StatelessScope(mapping, collect_losses=True) as scope:
+                before = [scope.get_current_value(variable) for variable in variables]
+                y = layer(x, **arguments)
+                after = [scope.get_current_value(variable) for variable in variables]
+            for k, (old, new) in enumerate(zip(before, after, strict=True)):
+                if new is not old:
+                    states[k] = current[k] = new
+            added.append(scope.losses)
+            if not self._folded:
+                y = y * ops.cast(step, y.dtype)
+            return ops.cast(y, x.dtype)  # of a block that has a policy of its own
+
+        x = self.integrator(x, update, self.activation)
+        losses = [loss for part in added for loss in part]
+        if len(added) > 1:  # a penalty weighs the same, however often its block is evaluated
+            losses = [loss / len(added) for loss in losses]
+        return x, states, losses
 
     def _unrolled(
-        self, x: Any, values: list[Any], steps: Any, arguments: dict[str, Any]
+        self,
+        x: Any,
+        values: list[Any],
+        steps: Any,
+        arguments: dict[str, Any],
+        all_states: bool,
     ) -> tuple[Any, dict[int, Any], list[Any]]:
         n = self.num_particles
         # One split: its gradient is one concatenation, that of n slices a sum of n padded arrays.
         parts = list(zip(*(ops.unstack(value, n) for value in values), strict=True))
         parts = parts or [()] * n
-        losses, states = [], []
+        losses, changes, xs = [], [], [x]
         for part, step in zip(parts, ops.unstack(steps, n), strict=True):
             x, state, added = self._step(x, part, step, arguments)
-            states.append(state)
+            changes.append(state)
             losses += added
-        return x, {k: ops.stack([state[k] for state in states]) for k in states[0]}, losses
+            if all_states:
+                xs.append(x)
+        states = {k: ops.stack([state[k] for state in changes]) for k in changes[0]}
+        return xs if all_states else x, states, losses
 
     def _scanned(
-        self, x: Any, values: list[Any], steps: Any, arguments: dict[str, Any]
+        self,
+        x: Any,
+        values: list[Any],
+        steps: Any,
+        arguments: dict[str, Any],
+        all_states: bool,
     ) -> tuple[Any, dict[int, Any], list[Any]]:
         changed: list[int] = []
 
@@ -539,10 +600,11 @@ class MeanFieldStage(keras.layers.Layer):
             y, states, losses = self._step(carry, part, step, arguments)
             changed[:] = states
             total = ops.cast(sum(losses), "float32") if losses else ops.zeros(())
-            return y, [total, *states.values()]
+            return y, [[y] if all_states else [], total, *states.values()]
 
-        x, (total, *states) = ops.scan(body, x, (values, steps))
-        return x, dict(zip(changed, states, strict=True)), [ops.sum(total)]
+        y, (xs, total, *states) = ops.scan(body, x, (values, steps))
+        outputs = [x, *ops.unstack(xs[0], self.num_particles)] if all_states else y
+        return outputs, dict(zip(changed, states, strict=True)), [ops.sum(total)]
 
     def save_own_variables(self, store: Any) -> None:
         # By name, not by place: the same whether times are trained or not.
@@ -584,6 +646,7 @@ class MeanFieldStage(keras.layers.Layer):
             "seed": self.seed,
             "reorder": self.reorder,
             "remat": self.remat,
+            "integrator": integrators.serialize(self.integrator),
         }
         if self._template is not None:
             flags = trainable_parts(self._template.layer)
@@ -601,8 +664,8 @@ class MeanFieldStage(keras.layers.Layer):
         """Makes the stage; `"trainable_parts"` says which parts of its blocks are not frozen."""
         config = dict(config)
         flags = config.pop("trainable_parts", None)
-        for key in ("block", "quadrature"):
-            if isinstance(config[key], dict):
+        for key in ("block", "quadrature", "integrator"):
+            if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         stage = cls(**config)
         stage._flags = flags

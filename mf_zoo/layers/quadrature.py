@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from mf_zoo.layers.named import Named
+
 
 class QuadratureRule:
     """Base of the rules that turn sorted times into step sizes.
@@ -59,7 +61,7 @@ class QuadratureRule:
         return cls(**config)
 
 
-_RULES: dict[str, type[QuadratureRule]] = {}
+_RULES = Named(QuadratureRule, "quadrature", "quadrature rule", "register_rule", "(times, horizon)")
 
 
 def register_rule(name: str) -> Callable[[type[QuadratureRule]], type[QuadratureRule]]:
@@ -92,34 +94,7 @@ def register_rule(name: str) -> Callable[[type[QuadratureRule]], type[Quadrature
     stage = mf_zoo.layers.MeanFieldStage(keras.layers.Dense(4), 2, quadrature="half")
     ```
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"`name` must be a string, not empty. Received: name={name!r}")
-
-    def register(cls: type[QuadratureRule]) -> type[QuadratureRule]:
-        if not (isinstance(cls, type) and issubclass(cls, QuadratureRule)):
-            raise ValueError(
-                "A registered quadrature rule must be a subclass of QuadratureRule. "
-                f"Received: {cls!r}"
-            )
-        try:
-            cls()
-        except TypeError as error:
-            raise ValueError(
-                "A registered quadrature rule must be made without arguments, as by its name. "
-                f"Received: {cls.__name__}, for which Python says: {error}"
-            ) from error
-        taken = _RULES.get(name, cls)
-        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(
-                f"`name` must be one that no other rule has; {taken.__qualname__} of "
-                f"{taken.__module__} has it. Received: name={name!r}"
-            )
-        if keras.saving.get_registered_name(cls) == cls.__name__:
-            keras.saving.register_keras_serializable("mf_zoo_rule", name)(cls)
-        _RULES[name] = cls
-        return cls
-
-    return register
+    return _RULES.register(name)
 
 
 def rules() -> list[str]:
@@ -133,7 +108,7 @@ def rules() -> list[str]:
     >>> rules()[:4]
     ['backward', 'midpoint', 'uniform', 'uniform_straight_through']
     """
-    return list(_RULES)
+    return list(_RULES.classes)
 
 
 @register_rule("backward")
@@ -260,17 +235,7 @@ def get(identifier: str | dict | QuadratureRule | Callable) -> Any:
     >>> keras.ops.convert_to_numpy(rule(keras.ops.array([1.0, 2.0]), 4.0)).tolist()
     [1.5, 2.5]
     """
-    if isinstance(identifier, str) and identifier in _RULES:
-        return _RULES[identifier]()
-    if isinstance(identifier, dict):
-        identifier = keras.saving.deserialize_keras_object(identifier)
-    if callable(identifier) and not isinstance(identifier, type):
-        return identifier
-    raise ValueError(
-        f"`quadrature` must be one of {rules()}, a QuadratureRule or a callable of (times, "
-        "horizon); a name of your own is known once the module with `register_rule` is imported. "
-        f"Received: quadrature={identifier!r}"
-    )
+    return _RULES.get(identifier)
 
 
 def grid(rule: Any, num_particles: int, horizon: float) -> np.ndarray:
@@ -301,8 +266,4 @@ def serialize(rule: Any) -> str | dict:
     >>> mf_zoo.layers.quadrature.serialize(MidpointRule())
     'midpoint'
     """
-    for name, cls in _RULES.items():
-        # An instance with arguments of its own is more than its name says.
-        if type(rule) is cls and rule.get_config() == cls().get_config():
-            return name
-    return keras.saving.serialize_keras_object(rule)
+    return _RULES.serialize(rule)

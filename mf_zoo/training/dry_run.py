@@ -9,6 +9,7 @@ import keras
 from mf_zoo import applications, data
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.layers import MeanFieldStage
+from mf_zoo.layers.integrators import evaluations
 from mf_zoo.layers.residual_function import ResidualFunction
 from mf_zoo.training.assembly import (
     check_counts,
@@ -250,8 +251,10 @@ def _keep_of_layer(
         kept[key] = math.prod(shape) * _item_bytes(dtype)
 
     if isinstance(layer, MeanFieldStage):
-        for particle in range(layer.num_particles):
-            last = particle == layer.num_particles - 1
+        # An integrator that evaluates a block twice keeps what two steps of Euler's method keep.
+        steps = layer.num_particles * (1 if layer.remat else evaluations(layer.integrator))
+        for number in range(steps):
+            last = number == steps - 1
             step = target if last else object()
             if layer.remat:
                 keep(source, shape)

@@ -60,6 +60,8 @@ class Recipe:
         horizon: Horizon `T` of every stage, `None` for its number of particles.
         initial_times: `"grid"` or `"random"`.
         reorder: Whether blocks are applied in the order of their times, and not in that of storage.
+        integrator: Name of the integrator of the mean-field stages, a registered one: see
+            `mf_zoo.layers`.
         dtype_policy: Keras dtype policy of the training; weights are float32 under all mixed
             ones, and the final test error is always measured in float32.
 
@@ -96,6 +98,7 @@ class Recipe:
     horizon: float | None = _value(None, "stage", above=0)
     initial_times: str = _value("grid", "stage", choices=("grid", "random"))
     reorder: bool = _value(True, "stage")
+    integrator: str = _value("euler", "stage")
     dtype_policy: str = _value(
         "float32", "run", choices=("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
     )
@@ -111,17 +114,14 @@ class Recipe:
             self.warmup_epochs < self.epochs,
             f"less than the {self.epochs} epochs",
         )
-        default = type(self).__dataclass_fields__["quadrature"].default
-        if self.quadrature != default:  # The default needs no look into the registry, and no Keras.
-            from mf_zoo.layers.quadrature import rules
+        for name in ("quadrature", "integrator"):
+            value = getattr(self, name)
+            if value == type(self).__dataclass_fields__[name].default:
+                continue  # The default needs no look into the registry, and no Keras.
+            from mf_zoo.layers import integrators, quadrature
 
-            known = rules()
-            _require(
-                "quadrature",
-                self.quadrature,
-                self.quadrature in known,
-                f"one of {', '.join(known)}",
-            )
+            known = {"quadrature": quadrature.rules, "integrator": integrators.names}[name]()
+            _require(name, value, value in known, f"one of {', '.join(known)}")
 
     @property
     def soft_labels(self) -> bool:
@@ -173,7 +173,7 @@ def fields(*parts: str) -> list[str]:
 
     >>> from mf_zoo.training.recipes import fields
     >>> fields("stage")
-    ['quadrature', 'horizon', 'initial_times', 'reorder']
+    ['quadrature', 'horizon', 'initial_times', 'reorder', 'integrator']
     """
     found = {f.name: f.metadata["part"] for f in dataclasses.fields(Recipe) if "part" in f.metadata}
     return [name for name, part in found.items() if not parts or part in parts]

@@ -439,7 +439,8 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         declare(name for name in names if name not in MEAN_FIELD)
         if self.mean_field:
             declare(
-                ("quadrature", "initial_times", "reorder", "noise_temperature"), *only_mean_field
+                ("quadrature", "initial_times", "reorder", "integrator", "noise_temperature"),
+                *only_mean_field,
             )
             conditions = only_mean_field
             rules = [rule for one in hp.space if one.name == "quadrature" for rule in one.values]
