@@ -229,6 +229,11 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         freeze=config.get("freeze", ()),
         mean=mean,
         std=std,
+        train_seconds=result.get("total_train_seconds", result.get("train_seconds")),
+        grown_from=[
+            {field: rung[field] for field in ("model", "epochs", "sha256")}
+            for rung in result.get("grown_from", ())
+        ],
         **{
             field: result.get(field)
             for field in (
@@ -246,7 +251,8 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
                 "device",
                 "command",
                 "backend",
-                "train_seconds",
+                "image_passes",
+                "multiply_adds",
             )
         },
     )

@@ -10,6 +10,7 @@ import keras
 from mf_zoo import applications, files
 from mf_zoo import weights as registry
 from mf_zoo.applications.builders import is_file
+from mf_zoo.training.ladder import read_trunk
 from mf_zoo.training.recipes import Recipe, fields
 from mf_zoo.training.settings import RunSettings
 
@@ -70,14 +71,21 @@ def resolve(run: RunSettings) -> RunSettings:
         run: The settings.
 
     Returns:
-        The settings with the model's name as it is registered, the digest of a weight file, and the
-        stages' values of registered weights where the recipe is at its defaults.
+        The settings with the model's name as it is registered, the digests of a weight file and of
+        the checkpoint of a trunk, and the stages' values of registered weights where the recipe is
+        at its defaults.
 
     Raises:
         ValueError: If there is no such model, or there are no such weights.
+        UserError: If the run cannot grow from its trunk.
     """
+    model, trunk = applications.network(run.model).name, {}
+    if run.trunk is not None:
+        digest = read_trunk(run.trunk, run).state["sha256"]
+        trunk = {"trunk": Path(run.trunk).absolute(), "trunk_sha256": digest}
     return run.replace(
-        model=applications.network(run.model).name,
+        model=model,
+        **trunk,
         recipe=with_stages_of(run.weights, run.model, run.recipe),
         **settings(run.weights, run.freeze),
     )
