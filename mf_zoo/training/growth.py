@@ -32,13 +32,13 @@ def grow(trunk: Trunk, settings: RunSettings, images: np.ndarray) -> tuple[keras
     Returns:
         The network, and a line that says what it is.
     """
-    from mf_zoo import depth
-
     network = folder.load_checkpoint(trunk.folder, trunk.state)
     before, model, recipe = trunk.config["model"], settings.model, settings.recipe
     where = f"epoch {trunk.epoch} of {trunk.folder}"
     if before == model:
         return network, f"starting with {model} after {where}"
+    from mf_zoo import depth
+
     seed = int(np.random.SeedSequence([settings.seed, trunk.epoch]).generate_state(1)[0])
     with user_errors(), assembly.dtype_policy(recipe.dtype_policy):
         network = depth.refine(
