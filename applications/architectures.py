@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mf_zoo.chains import Chain, Weights, batch_normalization, strided
@@ -149,6 +149,48 @@ class Architecture:
         return tuple(
             blocks - entry for blocks, entry in zip(self.blocks, self.has_entry, strict=True)
         )
+
+    def with_particles(self, particles: Sequence[int]) -> "Architecture":
+        """The same network at another depth, of the same name.
+
+        Args:
+            particles: Number of particles of each stage.
+
+        Returns:
+            An `Architecture`.
+
+        Raises:
+            ValueError: For another number of stages, or a stage without a particle.
+
+        Example:
+
+        >>> mf_zoo.applications.architecture("ResNet20").with_particles((9, 8, 8)).blocks
+        (9, 9, 9)
+        """
+        blocks = tuple(
+            count + entry for count, entry in zip(particles, self.has_entry, strict=False)
+        )
+        if len(blocks) != len(particles):
+            blocks = tuple(particles)  # refused for its length
+        return dataclasses.replace(self, blocks=blocks)
+
+    def is_depth_of(self, other: "Architecture") -> bool:
+        """Whether two networks are the same but for their depth and name.
+
+        Args:
+            other: The other one.
+
+        Example:
+
+        >>> deep, deeper, other = map(
+        ...     mf_zoo.applications.architecture, ("ResNet20", "ResNet110", "ResNet164")
+        ... )
+        >>> deep.is_depth_of(deeper), deep.is_depth_of(other)
+        (True, False)
+        """
+        said = ("name", "title", "source", "purpose", "image_shape")
+        same = {key: getattr(self, key) for key in said} | {"blocks": self.blocks}
+        return len(self.blocks) == len(other.blocks) and self == dataclasses.replace(other, **same)
 
     def stage_shapes(
         self, image_shape: tuple[int, int, int] | None = None

@@ -1,17 +1,19 @@
 """A network as its builder was asked for it, with weights where there are some."""
 
+import dataclasses
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from mf_zoo import weights as registry
+from mf_zoo.applications import loading
 from mf_zoo.applications.architectures import Architecture
 from mf_zoo.applications.assembly import assemble
 from mf_zoo.applications.builders import is_file
 from mf_zoo.applications.inputs import resolve
+from mf_zoo.applications.registry import Network
 
 
 def build(
@@ -46,12 +48,23 @@ def build(
     """
     if pooling not in (None, "avg", "max"):
         raise ValueError(f'`pooling` must be None, "avg" or "max". Received: pooling={pooling!r}')
-    record = None
-    if weights is not None and not is_file(weights):
-        record = registry.get(model, weights)
-        quadrature = record.quadrature if quadrature is None else quadrature
-        horizon = record.horizon if horizon is None else horizon
-        reorder = record.reorder if reorder is None else reorder
+    record, source = None, Network(model, architecture, mean_field, None)
+    plain = {"quadrature": "backward", "horizon": None, "reorder": True}
+    asked = {"quadrature": quadrature, "horizon": horizon, "reorder": reorder}
+    if weights is None:
+        path = None
+    elif is_file(weights):
+        path = weights
+        held = loading.architecture_of(path, architecture)
+        source = dataclasses.replace(source, architecture=held)
+    else:
+        record, source = loading.registered(model, weights)
+        path = registry.path(record)
+    # What the weights were trained with, and what is asked for in their place.
+    theirs = plain if record is None else {key: getattr(record, key) for key in plain}
+    given = {key: value for key, value in asked.items() if value is not None}
+    theirs |= {key: value for key, value in given.items() if source.mean_field}
+    ours = {**theirs, **given} if mean_field else plain
     channels_first = keras.config.image_data_format() == "channels_first"
     inputs = resolve(
         architecture,
@@ -63,58 +76,51 @@ def build(
         channels_first=channels_first,
     )
     arguments = {
-        "name": model.lower() if name is None else name,
         "normalization": inputs.normalization,
-        "quadrature": "backward" if quadrature is None else quadrature,
-        "horizon": horizon,
         "initial_times": initial_times,
-        "reorder": True if reorder is None else reorder,
-        "train_times": mean_field,
         "remat": remat,
     }
+    top |= {"pooling": pooling, "classes": inputs.classes}
     network = assemble(
         architecture,
+        name=model.lower() if name is None else name,
         input_shape=inputs.shape,
-        pooling=pooling,
-        classes=inputs.classes,
+        **ours,
+        train_times=mean_field,
         **top,
         **arguments,
     )
-    if record is not None:
+    if path is None:
+        return network
+    if record is None:
+        # A file was saved with the top that is asked for.
+        shape, source_top = inputs.shape, {k: v for k, v in top.items() if k != "input_tensor"}
+    else:
         # Weights load into any size of image.
-        shape = inputs.shape[0], None, None
-        shape = shape if channels_first else (None, None, inputs.shape[-1])
-        _load_registered(
-            network,
-            record,
-            lambda: assemble(architecture, input_shape=shape, classes=record.classes, **arguments),
+        shape = (inputs.shape[0], None, None) if channels_first else (None, None, inputs.shape[-1])
+        source_top = {"classes": record.classes}
+
+    def build_source() -> keras.Model:
+        return assemble(
+            source.architecture,
+            name=source.name.lower(),
+            input_shape=shape,
+            **theirs,
+            train_times=source.mean_field,
+            **source_top,
+            **arguments,
         )
-    elif weights is not None:
-        registry.load(network, weights)
-    return network
 
-
-def _load_registered(network: keras.Model, record: Any, build: Callable[[], keras.Model]) -> None:
-    """Puts registered weights into a network; a classifier of another size starts afresh.
-
-    Args:
-        network: The network to fill.
-        record: `mf_zoo.weights.WeightRecord` of the weights.
-        build: Makes the network with the classifier that the file was saved with.
-    """
-    path = registry.path(record)
     head = next((layer for layer in network.layers if layer.name == "predictions"), None)
-    if head is not None and head.units == record.classes:
-        registry.load(network, path)
-        return
-    source = build()
-    registry.load(source, path)
-    for layer in network.layers:
-        if layer is not head and layer.weights:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
-    if head is not None:
-        warnings.warn(
+    fits = record is None or (head is not None and head.units == record.classes)
+    same = source.architecture.particles == architecture.particles and ours == theirs
+    same = same and (mean_field or not source.mean_field)  # a plain network takes no times
+    loading.load(network, path, None if fits and same else build_source)
+    if head is not None and not fits:
+        loading.tell(
             f"The {record.name!r} weights of {record.model} have {record.classes} classes: the "
-            f"body is loaded and the classifier for {head.units} classes starts afresh.",
-            stacklevel=4,
+            f"body is loaded and the classifier for {head.units} classes starts afresh."
         )
+    what = f"the {weights!r} weights" if record is None else f"{record.name!r} of {record.model}"
+    loading.say_what_was_done(model, what, source.architecture, architecture)
+    return network

@@ -13,6 +13,7 @@ _SUBPACKAGES = (
     "convert",
     "data",
     "deploy",
+    "depth",
     "layers",
     "optimizers",
     "reporting",

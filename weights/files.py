@@ -83,7 +83,7 @@ def check_file(path: str | Path) -> Path:
             f"A weight file must be named '*{SUFFIX}', or '*{INDEX_SUFFIX}' if it is an index of "
             f"shards, as `model.save_weights` writes it. Received: {path}"
         )
-    _structure(path)
+    structure(path)
     return path
 
 
@@ -149,8 +149,8 @@ def load(model: "keras.Model", path: str | Path) -> None:
         # The one public way to learn where Keras expects each variable is to let it save them.
         reference = Path(folder) / f"expected{SUFFIX}"
         model.save_weights(reference)
-        expected = _structure(reference)
-    received = _structure(path)
+        expected = structure(reference)
+    received = structure(path)
     if expected != received:
         raise WeightFileError(
             f"The weight file {path} must hold the {len(expected)} variables of the model "
@@ -193,7 +193,7 @@ def _index(path: Path) -> dict[str, set[str]]:
     return groups
 
 
-def _structure(path: Path) -> dict[str, tuple[int, ...]]:
+def structure(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every dataset of a weight file by its place, the optimizer's state aside."""
     shapes: dict[str, tuple[int, ...]] = {}
     groups: dict[str, set[str]] = {}

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from mf_zoo.layers import BackwardRule, MeanFieldStage, stages
-from mf_zoo.layers.flags import set_trainable_parts, trainable_parts
+from mf_zoo.layers.copying import built_stages, copy_flags, copy_model, variables_outside
 
 
 def to_mean_field(
@@ -74,82 +74,13 @@ def to_plain(model: keras.Model) -> keras.Model:
 
 def _twin(model: Any, horizon: float | None, **arguments: Any) -> keras.Model:
     """A copy of a model that computes the same, with other arguments of its stages."""
-    sources = stages(model) if isinstance(model, keras.Model) else []
-    if not sources or not all(stage.built for stage in sources):
-        raise ValueError(
-            "`model` must be a built keras.Model with at least one mf_zoo.layers.MeanFieldStage. "
-            f"Received: model={model!r}"
-        )
-    twin = _copy(model, horizon=horizon, initial_times="grid", **arguments)
-    targets = stages(twin)
-    pairs = list(zip(_variables_outside(model), _variables_outside(twin), strict=True))
-    for old, new in pairs:
+    sources = built_stages(model)
+    arguments = {"horizon": horizon, "initial_times": "grid", **arguments}
+    twin = copy_model(model, lambda config: arguments)
+    for old, new in zip(variables_outside(model), variables_outside(twin), strict=True):
         new.assign(ops.convert_to_numpy(old))
-    for source, target in zip(sources, targets, strict=True):
+    for source, target in zip(sources, stages(twin), strict=True):
         blocks = source.blocks()
         target.set_blocks([block.weights for block in blocks], [block.step for block in blocks])
-        pairs += zip(_weights_of_blocks(source), _weights_of_blocks(target), strict=True)
-    # Configurations of layers that others wrote may not tell what is frozen in them, and flags of
-    # single variables are in none.
-    set_trainable_parts(twin, trainable_parts(model))
-    for source, target in zip(sources, targets, strict=True):
-        set_trainable_parts(target.template(), trainable_parts(source.template()))
-    for old, new in pairs:
-        new.trainable = old.trainable
-    return twin
-
-
-def _weights_of_blocks(stage: MeanFieldStage) -> list[Any]:
-    return [weight for weight in stage.weights if weight is not stage.times]
-
-
-def _variables_outside(model: keras.Model) -> list[Any]:
-    """The variables of a model that belong to no stage."""
-    inside = {id(variable) for stage in stages(model) for variable in stage.variables}
-    return [variable for variable in model.variables if id(variable) not in inside]
-
-
-def _copy(model: keras.Model, **arguments: Any) -> keras.Model:
-    """A new model from the configuration of another, with these arguments in all stages."""
-    classes = {type(stage) for stage in stages(model)}
-    names = {keras.saving.get_registered_name(cls) for cls in classes}
-
-    def rewrite(config: Any) -> Any:
-        if isinstance(config, list):
-            return [rewrite(value) for value in config]
-        if not isinstance(config, dict):
-            return config
-        config = {
-            key: rewrite(value)
-            for key, value in config.items()
-            if not (key == "compile_config" and "class_name" in config)
-        }
-        if config.get("registered_name") in names:
-            config["config"] = {**config["config"], **arguments}
-        return config
-
-    # Classes need no registration, since these are at hand; nor is code from elsewhere run.
-    custom_objects = {
-        keras.saving.get_registered_name(type(layer)): type(layer)
-        for layer in model._flatten_layers()
-        if not type(layer).__module__.startswith("keras.")
-    }
-    try:
-        config = keras.saving.serialize_keras_object(model)
-        twin = keras.saving.deserialize_keras_object(
-            rewrite(config), custom_objects=custom_objects, safe_mode=False
-        )
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            "`model` must be one that Keras can save and load, with its stages in its "
-            f"configuration. Received: {model.name!r}, for which it says: {error}"
-        ) from error
-    # A layer may make its stage itself, out of reach.
-    if len(stages(twin)) != len(stages(model)) or any(
-        stage.quadrature is not arguments["quadrature"] for stage in stages(twin)
-    ):
-        raise ValueError(
-            "Every stage must be in the configuration of the model, where its arguments can be "
-            f"changed. Received: {model.name!r} with one that a layer makes itself"
-        )
+    copy_flags(model, twin)
     return twin

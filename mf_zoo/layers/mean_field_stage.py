@@ -403,12 +403,13 @@ class MeanFieldStage(keras.layers.Layer):
         """
         self._check_weights(weights)
         own = ops.convert_to_numpy(self.step_sizes()).astype("float64")
-        if np.any(own <= 0):
+        wanted = np.asarray(steps, "float64")
+        if np.any((own <= 0) & (own != wanted)):
             raise ValueError(
                 "Every block must have a positive step to compute what it is to compute. "
                 f"Received: step sizes {own.tolist()} in stage {self.name!r}"
             )
-        factors = np.asarray(steps, "float64") / own
+        factors = np.divide(wanted, own, out=np.ones_like(own), where=own != wanted)
         if not self._folded and not np.allclose(factors, 1, rtol=0, atol=1e-6):
             raise ValueError(
                 "Step sizes can only change where the residual function names the variables that "
