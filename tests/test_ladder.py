@@ -8,18 +8,26 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import h5py
 import keras
 import numpy as np
 import pytest
-import tiny_zoo
 from tiny_zoo import train
 
-from mf_zoo import applications, cli, data, files, weights
+from mf_zoo import applications, cli, data, depth, files, layers, weights
 from mf_zoo.errors import UserError
 from mf_zoo.reporting.cell import cells, read_results
-from mf_zoo.training import RECIPES, RunSettings, campaign, get_recipe, ladder
+from mf_zoo.training import (
+    RECIPES,
+    RunSettings,
+    campaign,
+    evaluate,
+    get_recipe,
+    growth,
+    ladder,
+)
 from mf_zoo.training.dry_run import dry_run
 
 HERE = pathlib.Path(__file__).parent
@@ -102,7 +110,7 @@ def test_a_ladder_is_read_and_has_one_spelling():
         ({"ladder": "ResNet20:20", "epochs": 20}, r"before the 20 epochs do"),
         ({"growth_state": "lost"}, r"one of keep, reset"),
         ({"growth_noise": -1}, r"0 or more"),
-        ({"growth_rule": "merge"}, r"`growth_rule` must be one of split.*'merge'"),
+        ({"growth_rule": "merge"}, r"`growth_rule` must be one of split, constant.*'merge'"),
     ],
 )
 def test_bad_ladders_are_refused(values, message):
@@ -241,7 +249,7 @@ def test_a_trunk_that_does_not_fit_is_refused_and_leaves_no_run(
     refused("same settings.*seed is 3 there and 4 here", seed=4)
     refused("limit is 64 there and None here", limit=None)
     refused("learning_rate is 0.2 there and 0.1 here", recipe=RECIPE.replace(learning_rate=0.1))
-    refused(r"freeze is \(\) there and \('stem',\) here", freeze="stem")
+    refused(r"freeze is \[\] there and \['stem'\] here", freeze="stem")
     refused("until is 2 there and 1 here", recipe=RECIPE.replace(ladder="Tiny:1"))
     refused("must have ended before epoch 2, for", until=2)
     refused("must have ended before epoch 4, for", folder=whole)
@@ -277,8 +285,280 @@ def test_a_trunk_that_has_changed_is_noticed(trunk, whole, cifar10_dir, tmp_path
     checkpoint, state = moved / "checkpoint-0002.keras", _json(moved / "state.json")
     shutil.copy(whole / "checkpoint-0004.keras", checkpoint)
     files.write_json(moved / "state.json", {**state, "sha256": files.sha256(checkpoint)})
-    with pytest.raises(UserError, match="trunk_sha256 is '.*' there and '.*' here"):
+    with pytest.raises(UserError, match=r"trunk_sha256 is '.*' there and '.*' here"):
         train("Tiny", output=tmp_path / "run", trunk=moved, resume=True, **options)
     # The folder may be another; the trunk is the same.
     train("Tiny", output=tmp_path / "run", trunk=trunk, resume=True, **options)
     _assert_same_run(whole, tmp_path / "run")
+
+
+# --- Ladders -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(cifar10_dir, tmp_path_factory):
+    """A run that grew after its second epoch, and was let alone."""
+    folder = tmp_path_factory.mktemp("ladder") / "grown"
+    train("Tiny4", output=folder, recipe=GROWING, data_dir=cifar10_dir, **OPTIONS)
+    return folder
+
+
+def _process(signal_name, when, *arguments, **options):
+    command = [sys.executable, HERE / "tiny_zoo.py", signal_name, when, *arguments]
+    return subprocess.run(
+        [*map(str, command)],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": keras.config.backend(),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        timeout=300,
+        **options,
+    )
+
+
+def test_a_grown_run_killed_and_resumed_ends_with_the_same_weights(grown, cifar10_dir, tmp_path):
+    folder = tmp_path / "killed"
+    # When it has grown, and before its first checkpoint.
+    process = _process("SIGKILL", "2.2", *COMMAND, "--data-dir", cifar10_dir, "--output", folder)
+    assert process.returncode == -9, process.stderr
+    assert "Tiny after epoch 2 of 4 of " in process.stderr
+    assert "grows to Tiny4; statistics of BatchNormalization measured on 64" in process.stderr
+    rung = folder / "rungs" / "Tiny-2"
+    assert (rung / "result.json").exists() and not (folder / "state.json").exists()
+    result = train(
+        "Tiny4", output=folder, resume=True, recipe=GROWING, data_dir=cifar10_dir, **OPTIONS
+    )
+    _assert_same_run(grown, folder)
+    _assert_same_run(grown / "rungs" / "Tiny-2", rung)
+    expected = _json(grown / "result.json")
+    for key in ("sha256", "test_error", "order_swaps", "image_passes", "multiply_adds", "epochs"):
+        assert result[key] == expected[key]
+
+
+@pytest.mark.once_on_torch
+def test_a_ladder_killed_at_every_stage_is_resumed(grown, cifar10_dir, tmp_path):
+    folder = tmp_path / "killed"
+    process = _process("SIGKILL", "0.2", *COMMAND, "--data-dir", cifar10_dir, "--output", folder)
+    assert process.returncode == -9, process.stderr
+    assert not (folder / "rungs" / "Tiny-2" / "state.json").exists()
+    resume = ["train", "--resume", "--output", folder, "--verbose", "0"]
+    for when, code, epoch in (
+        ("2.state", -9, None),  # the last epoch of the first network
+        ("3.state", -9, None),  # the first of the other one
+        ("3.1", 143, 3),
+    ):
+        process = _process("SIGKILL" if code < 0 else "SIGTERM", when, *resume)
+        assert process.returncode == code, process.stderr
+        state = folder / "state.json"
+        assert (_json(state)["epoch"] if state.exists() else None) == epoch
+    assert f"interrupted after epoch 3; resume with: mf-zoo train --resume --output {folder}" in (
+        process.stderr
+    )
+    process = _process("-", "-", *resume)
+    assert process.returncode == 0, process.stderr
+    assert "after 4 epochs (grown from Tiny to epoch 2); " in process.stdout
+    _assert_same_run(grown, folder)
+    assert not list(folder.rglob("partial-*"))
+
+
+def test_a_grown_run_continues_the_schedule_and_the_history_of_its_trunk(grown):
+    rung = grown / "rungs" / "Tiny-2"
+    history, before = _rows(grown / "history.csv"), _rows(rung / "history.csv")
+    assert history[:2] == before and [row["epoch"] for row in history] == ["1", "2", "3", "4"]
+    # As in one run: four steps an epoch, one epoch of warm-up, then a cosine over twelve steps.
+    expected = [0.008 + 0.192 * 3 / 4]
+    expected += [0.1 * (1 + np.cos(np.pi * k / 12)) for k in (3, 7, 11)]
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in history], expected, 1e-4)
+    particles = {}
+    for row in _rows(grown / "times.csv"):
+        particles[row["epoch"]] = particles.get(row["epoch"], 0) + 1
+    assert particles == {"0": 3, "1": 3, "2": 3, "3": 4, "4": 4}
+    model = keras.saving.load_model(grown / "checkpoint-0004.keras")
+    assert model.name == "tiny4" and model.get_layer("stage1").num_particles == 4
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 16
+
+
+@pytest.mark.once_on_torch
+def test_what_a_grown_run_took_is_added_up(grown, tmp_path):
+    result, rung = _json(grown / "result.json"), _json(grown / "rungs" / "Tiny-2" / "result.json")
+    # Stem 4 x 4 x (3 x 3 x 3 x 4), blocks of two convolutions 4 x 4 x (3 x 3 x 4 x 4), head 4 x 10.
+    small, large = (1728 + blocks * 2 * 2304 + 40 for blocks in (3, 4))
+    assert rung["image_passes"] == 2 * 64 and rung["multiply_adds"] == 3 * 128 * small
+    assert result["image_passes"] == 4 * 64
+    assert result["multiply_adds"] == 3 * 128 * (small + large)
+    (entry,) = result["grown_from"]
+    state = _json(grown / "rungs" / "Tiny-2" / "state.json")
+    assert entry == {
+        "model": "Tiny",
+        "epochs": 2,
+        "sha256": state["sha256"],
+        "image_passes": 128,
+        "multiply_adds": 3 * 128 * small,
+        "train_seconds": rung["train_seconds"],
+    }
+    seconds = [float(row["seconds"]) for row in _rows(grown / "history.csv")]
+    assert result["train_seconds"] == pytest.approx(sum(seconds[2:]), abs=0.06)
+    assert result["total_train_seconds"] == pytest.approx(sum(seconds), abs=0.11)
+
+    record = weights.publish(grown, directory=tmp_path, partial=True)
+    assert record.grown_from == (weights.Rung(model="Tiny", epochs=2, sha256=state["sha256"]),)
+    assert (record.image_passes, record.multiply_adds) == (256, result["multiply_adds"])
+    assert (record.epochs, record.train_seconds) == (4, result["total_train_seconds"])
+    assert weights.records(directory=tmp_path) == [record]
+    values = json.loads(record.to_json())
+    for bad in ([{"model": "Tiny", "epochs": 4, "sha256": state["sha256"]}], [{"model": "Tiny"}]):
+        with pytest.raises(ValueError, match=r"`grown_from` must be a list.*Received: grown_from"):
+            weights.WeightRecord.from_json(json.dumps({**values, "grown_from": bad}))
+    for field in ("grown_from", "image_passes", "multiply_adds"):  # as in older records
+        del values[field]
+    older = weights.WeightRecord.from_json(json.dumps(values))
+    assert (older.grown_from, older.multiply_adds) == ((), None)
+
+
+@pytest.mark.once_on_torch
+def test_momenta_grow_or_start_anew(trunk):
+    found = {}
+    for state in ("keep", "reset"):
+        recipe = RECIPE.replace(growth_state=state)
+        settings = RunSettings("Tiny4", seed=3, limit=64, recipe=recipe, trunk=trunk)
+        images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), "uint8")
+        network, _ = growth.grow(ladder.read_trunk(trunk, settings), settings, images)
+        assert int(keras.ops.convert_to_numpy(network.optimizer.iterations)) == 8
+        found[state] = [keras.ops.convert_to_numpy(m) for m in network.optimizer.momentums]
+    assert all(not np.any(momentum) for momentum in found["reset"])
+    before = keras.saving.load_model(trunk / "checkpoint-0002.keras")
+    shapes = [tuple(variable.shape) for variable in before.trainable_variables]
+    for momentum, old, shape in zip(found["keep"], before.optimizer.momentums, shapes, strict=True):
+        old = keras.ops.convert_to_numpy(old)
+        assert np.any(old)
+        if shape[0] != 3:  # outside of the stage
+            np.testing.assert_array_equal(momentum, old)
+
+
+CAMPAIGN = """
+jobs = 2
+[defaults]
+recipe = "quick"
+epochs = 3
+warmup_epochs = 1
+batch_size = 16
+limit = 32
+learning_rate = 0.05
+[[runs]]
+model = "Tiny4"
+seed = 3
+ladder = "Tiny:1"
+growth_state = ["keep", "reset"]
+"""
+
+
+@pytest.mark.once_on_torch
+def test_a_campaign_whose_runs_share_a_trunk_killed_and_resumed(cifar10_dir, tmp_path):
+    file = tmp_path / "work.toml"
+    file.write_text(CAMPAIGN)
+    first, *branches = campaign.load_campaign(file).runs
+    assert (first.settings.model, first.settings.until, len(branches)) == ("Tiny", 1, 2)
+    alone = {}
+    for run in branches:
+        folder = tmp_path / "alone" / run.name
+        options = {"seed": 3, "limit": 32, "verbose": 0, "data_dir": cifar10_dir}
+        alone[run.name] = train("Tiny4", output=folder, recipe=run.settings.recipe, **options)
+    output = tmp_path / "runs" / "work"
+
+    def killed(when):
+        process = _process(
+            "PARENT", when, "campaign", file, "--data-dir", cifar10_dir, cwd=tmp_path
+        )
+        assert process.returncode == -9, process.stderr
+        until = time.monotonic() + 60
+        while any(map(files.is_locked, (output / run.name for run in (first, *branches)))):
+            assert time.monotonic() < until, "the runs of a killed driver must end with it"
+            time.sleep(0.05)
+
+    killed("0.1")
+    assert not any((output / run.name).exists() for run in branches)
+    killed("2.1")
+    trunk = (output / first.name / "result.json").stat().st_mtime_ns
+    process = _process("-", "-", "campaign", file, "--data-dir", cifar10_dir, cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert (output / first.name / "result.json").stat().st_mtime_ns == trunk
+    rows = {row["run"]: row for row in files.read_rows(tmp_path / "results/work/runs.csv")}
+    assert len({row["sha256"] for row in rows.values()}) == 3
+    for name, result in alone.items():
+        assert rows[name]["sha256"] == result["sha256"]
+        assert rows[name]["test_error"] == str(result["test_error"])
+        assert rows[name]["multiply_adds"] == str(result["multiply_adds"])
+        assert (rows[name]["epochs"], rows[name]["epochs_done"]) == ("3", "3")
+        times = _rows(tmp_path / "results" / "work" / f"{name}.times.csv")
+        assert times[0]["stage1/3"] == "" and times[-1]["stage1/3"] != ""
+    # A trunk is no result.
+    found = cells(read_results(tmp_path / "results" / "work"))
+    assert [cell.model for cell in found] == ["Tiny4", "Tiny4"]
+
+
+# --- Real networks -----------------------------------------------------------------------------
+
+STILL = RECIPES["cosine"].replace(epochs=2, batch_size=100, learning_rate=1e-9, momentum=0.0)
+
+
+@pytest.mark.once_on_torch
+def test_trained_networks_grow_and_know_what_they_knew(cifar10_dir, tmp_path):
+    """From a trunk, with a learning rate that changes nothing."""
+    options = {"recipe": STILL, "data_dir": cifar10_dir, "verbose": 0}
+    for small, large in (("MFResNet20", "MFResNet32"), ("ResNet20", "ResNet32")):
+        first, second = tmp_path / small, tmp_path / large
+        before = train(small, weights="cifar10", until=1, output=first, **options)
+        after = train(large, trunk=first, output=second, **options)
+        assert before["test_error"] < 12 and after["test_error"] < 20
+        builder = applications.get(large)
+        images, labels = data.load("cifar10", "test", data_dir=cifar10_dir)
+        model = builder(weights=second / "final.weights.h5", classifier_activation=None)
+        scores = evaluate(model, images, labels, from_logits=True)
+        assert scores.error == pytest.approx(after["test_error"], abs=1e-5)
+        counts = [applications.architecture(name).multiply_adds() for name in (small, large)]
+        assert after["multiply_adds"] == 3 * 500 * sum(counts)
+
+
+@pytest.mark.once_on_torch
+def test_weights_of_another_depth_are_refined_and_measured_anew(cifar10_dir, tmp_path, capsys):
+    options = {"recipe": STILL.replace(epochs=1), "data_dir": cifar10_dir, "verbose": 0}
+    source = applications.MFResNet20(weights="cifar10", classifier_activation=None)
+    source.save_weights(tmp_path / "source.weights.h5")
+    for name, start in (("file", tmp_path / "source.weights.h5"), ("name", "MFResNet20:cifar10")):
+        result = train("MFResNet32", weights=start, output=tmp_path / name, **options)
+        said = capsys.readouterr().err
+        assert "has (3, 2, 2) particles, made the (5, 4, 4) of MFResNet32; statistics of" in said
+        assert "measured on 500 training images" in said and "Warning" not in said
+        assert result["test_error"] < 20
+    stage = applications.MFResNet32(weights=tmp_path / "file" / "final.weights.h5").get_layer(
+        "stage1"
+    )
+    expected = depth.refine(source, "MFResNet32").get_layer("stage1")
+    for one, other in zip(stage.blocks(), expected.blocks(), strict=True):
+        np.testing.assert_allclose(one.weights[0], other.weights[0], atol=1e-6)
+    # An own depth is no other one.
+    train("MFResNet20", weights=tmp_path / "source.weights.h5", output=tmp_path / "own", **options)
+    assert "particles" not in capsys.readouterr().err
+
+
+@pytest.mark.once_on_torch
+@pytest.mark.parametrize("model", ["MFResNet32", "ResNet32"])
+def test_a_ladder_of_real_networks_from_end_to_end(model, cifar10_dir, tmp_path, capsys):
+    small = model.replace("32", "20")
+    command = ["train", model, "--recipe", "quick", "--epochs", "4", "--ladder", "ResNet20:2"]
+    command += ["--limit", "64", "--batch-size", "32", "--data-dir", str(cifar10_dir)]
+    assert cli.main([*command, "--output", str(tmp_path / "run"), "--verbose", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{model} on cifar10, test: error ")
+    assert f"after 4 epochs (grown from {small} to epoch 2); " in printed
+    history = _rows(tmp_path / "run" / "history.csv")
+    assert [row["epoch"] for row in history] == ["1", "2", "3", "4"]
+    found = {path.name for path in (tmp_path / "run" / "rungs" / f"{small}-2").iterdir()}
+    assert {"checkpoint-0002.keras", "result.json", "final.weights.h5"} <= found
+    (stage, *_) = layers.stages(keras.saving.load_model(tmp_path / "run/checkpoint-0004.keras"))
+    assert stage.num_particles == 5
+    moved = np.any(keras.ops.convert_to_numpy(stage.times) != np.arange(1.0, 6.0))
+    assert moved == (model == "MFResNet32")

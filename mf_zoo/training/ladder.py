@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mf_zoo import applications, files
-from mf_zoo.applications.architectures import Architecture
 from mf_zoo.applications.registry import networks
 from mf_zoo.errors import UserError, one_line
 from mf_zoo.training import runs
@@ -60,11 +59,11 @@ def _relative(name: str, model: str) -> str:
     for network in networks().values():
         if (network.architecture.name, network.mean_field) == (name, mean_field):
             return network.name
-    family = _family(applications.architecture(model))
+    architecture = applications.architecture(model)
     known = {
         network.architecture.name: None
         for network in networks().values()
-        if _family(network.architecture) == family
+        if network.architecture.is_depth_of(architecture)
     }
     raise ValueError(
         f"`ladder` must name architectures of the family of {model}: {', '.join(known)}. "
@@ -82,23 +81,14 @@ def check_growth(small: str, large: str) -> None:
         ValueError: Which says so.
     """
     first, second = applications.network(small), applications.network(large)
-    same = first.mean_field == second.mean_field and _family(first.architecture) == _family(
-        second.architecture
-    )
+    same = first.mean_field == second.mean_field
+    same = same and first.architecture.is_depth_of(second.architecture)
     particles = first.architecture.particles, second.architecture.particles
     if not same or any(few > many for few, many in zip(*particles, strict=True)):
         raise ValueError(
             "A network grows to one of the same family that has no fewer blocks in any stage. "
             f"Received: {small} with {particles[0]}, to grow to {large} with {particles[1]}"
         )
-
-
-def _family(architecture: Architecture) -> Architecture:
-    """What networks that differ in depth have in common."""
-    one = tuple(2 for _ in architecture.blocks)
-    return dataclasses.replace(
-        architecture, name="any", title="", source="", purpose="", blocks=one
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import keras
 from mf_zoo import applications, files
 from mf_zoo import weights as registry
 from mf_zoo.applications.builders import is_file
+from mf_zoo.applications.loading import registered
 from mf_zoo.training.ladder import read_trunk
 from mf_zoo.training.recipes import Recipe, fields
 from mf_zoo.training.settings import RunSettings
@@ -52,9 +53,9 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
     Raises:
         ValueError: If there are no weights of that name.
     """
-    if weights is None or is_file(weights):
+    if weights is None or is_file(weights) or not applications.network(model).mean_field:
         return recipe
-    record, default = registry.get(model, weights), Recipe(name="default")
+    record, default = registered(model, weights)[0], Recipe(name="default")
     return recipe.replace(
         **{
             key: getattr(record, key)

@@ -67,8 +67,9 @@ class Recipe:
         ladder: Networks that the model grows from within the schedule: names of architectures of
             its family, each with the epoch at which it ends, as in `"ResNet20:10,ResNet32:20"`.
             Those of a network with learned times have learned times. Empty for none.
-        growth_rule: Rule by which `mf_zoo.depth.refine` grows a network.
-        growth_noise: Relative size of the noise by which grown particles differ, see there.
+        growth_rule: Rule by which `mf_zoo.depth.refine` grows a network: `"split"`, `"constant"`
+            or `"linear"`.
+        growth_noise: Noise on the kernels of stages that have grown, see there.
         growth_state: `"keep"`: the optimizer's momenta are refined like the weights; `"reset"`:
             they start at 0.
 
@@ -109,7 +110,7 @@ class Recipe:
         "float32", "run", choices=("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
     )
     ladder: str = _value("", "growth")
-    growth_rule: str = _value("split", "growth")
+    growth_rule: str = _value("split", "growth", choices=("split", "constant", "linear"))
     growth_noise: float = _value(0.0, "growth", least=0)
     growth_state: str = _value("keep", "growth", choices=("keep", "reset"))
 
