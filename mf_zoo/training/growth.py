@@ -12,6 +12,7 @@ from mf_zoo.applications.builders import is_file
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.layers import stages
 from mf_zoo.training import assembly, folder
+from mf_zoo.training.distribution import Group
 from mf_zoo.training.ladder import Trunk
 from mf_zoo.training.settings import RunSettings
 
@@ -20,12 +21,15 @@ from mf_zoo.training.settings import RunSettings
 RECALIBRATION_IMAGES = 5_000
 
 
-def start(settings: RunSettings, images: np.ndarray) -> tuple[keras.Model, str | None]:
+def start(
+    settings: RunSettings, images: np.ndarray, group: Group
+) -> tuple[keras.Model, str | None]:
     """The network that a run without a trunk begins with, not compiled.
 
     Args:
         settings: The settings of the run. Weights of another depth are refined or coarsened.
         images: Training images, on which statistics are measured then.
+        group: Who trains.
 
     Returns:
         The network, and a line that says what was made of its weights, if anything was.
@@ -49,7 +53,7 @@ def start(settings: RunSettings, images: np.ndarray) -> tuple[keras.Model, str |
     there, here = _held(weights, model).particles, applications.architecture(model).particles
     if there == here:
         return network, None
-    measured = _recalibrate(network, images)
+    measured = _recalibrate(network, images, group)
     return network, f"{weights} has {there} particles, made the {here} of {model}; {measured}"
 
 
@@ -60,7 +64,9 @@ def _held(weights: str, model: str) -> Architecture:
     return loading.registered(model, weights)[1].architecture
 
 
-def grow(trunk: Trunk, settings: RunSettings, images: np.ndarray) -> tuple[keras.Model, str]:
+def grow(
+    trunk: Trunk, settings: RunSettings, images: np.ndarray, group: Group
+) -> tuple[keras.Model, str]:
     """The network that a run grows to, compiled, with the optimizer's state of its trunk.
 
     From the same trunk and settings it is the same: noise is drawn from the seed and the epoch.
@@ -69,6 +75,7 @@ def grow(trunk: Trunk, settings: RunSettings, images: np.ndarray) -> tuple[keras
         trunk: The trunk. If it has the run's model, that is the network, to the bit.
         settings: The settings of the run.
         images: Training images, on which statistics are measured.
+        group: Who trains.
 
     Returns:
         The network, and a line that says what it is.
@@ -101,13 +108,14 @@ def grow(trunk: Trunk, settings: RunSettings, images: np.ndarray) -> tuple[keras
         )
     if recipe.growth_state == "reset":
         _forget_momenta(network.optimizer)
-    measured = _recalibrate(network, images)
+    measured = _recalibrate(network, images, group)
     return network, f"{before} {where} grows to {model}; {measured}"
 
 
-def _recalibrate(network: keras.Model, images: np.ndarray) -> str:
+def _recalibrate(network: keras.Model, images: np.ndarray, group: Group) -> str:
     images = images[:RECALIBRATION_IMAGES]
-    with user_errors():
+    # Everybody measures all of it: the batches need not be such that devices can share them.
+    with user_errors(), group.alone():
         depth.recalibrate(network, images)
     return f"statistics of BatchNormalization measured on {len(images):,} training images"
 

@@ -130,6 +130,8 @@ class Trunk:
                 "sha256": self.state["sha256"],
                 **own,
                 "train_seconds": self.result["train_seconds"],
+                "weights": self.config["weights"],
+                "weights_sha256": self.config["weights_sha256"],
             },
         ]
 

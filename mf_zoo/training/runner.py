@@ -247,11 +247,11 @@ class _Run:
                 network = folder.load_checkpoint(self.output, state)
                 said = f"resuming {self.output} after epoch {state['epoch']} of {recipe.epochs}"
             elif trunk is not None:
-                network, said = growth.grow(trunk, settings, images)
+                network, said = growth.grow(trunk, settings, images, group)
             else:
                 with user_errors(), assembly.dtype_policy(recipe.dtype_policy):
                     schedule = learning_rate_schedule(recipe, steps)
-                    network, said = growth.start(settings, images)
+                    network, said = growth.start(settings, images, group)
                     assembly.compile_network(network, recipe, schedule, settings.seed)
             if said is not None and group.is_main:
                 print(said, file=sys.stderr)
