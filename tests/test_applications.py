@@ -164,7 +164,7 @@ def test_save_and_load(tmp_path):
     again = applications.MFResNet20(classes=3, weights=tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(outputs(again, images()), outputs(model, images()))
     with pytest.raises(Exception, match=r"model\.weights\.h5"):
-        applications.MFResNet32(classes=3, weights=str(tmp_path / "model.weights.h5"))
+        applications.MFPreActResNet110(classes=3, weights=str(tmp_path / "model.weights.h5"))
 
 
 @pytest.mark.skipif(

@@ -42,11 +42,12 @@ def carry_over(source: keras.Model, target: keras.Model, changes: Sequence[Resam
 def _carry(old: Any, new: Any, mixed: dict[int, Any]) -> None:
     if not old.built:
         return
-    inner = getattr(old, "inner_optimizer", None)
-    if inner is not None:
-        _carry(inner, new.inner_optimizer, mixed)
+    done: set[int] = set()
+    if hasattr(old, "inner_optimizer"):
+        _carry(old.inner_optimizer, new.inner_optimizer, mixed)
+        inner = (*old.inner_optimizer.variables, *new.inner_optimizer.variables)
+        done = {id(variable) for variable in inner}
     variables = old._trainable_variables
-    done = {id(variable) for variable in inner.variables} if inner is not None else set()
     for name, slots in vars(old).items():
         if name == "_trainable_variables" or not _is_list_of_slots(slots, variables):
             continue
@@ -67,7 +68,7 @@ def _carry(old: Any, new: Any, mixed: dict[int, Any]) -> None:
                 )
             place.assign(value)
     # Step counts and the like.
-    places = {_name(variable): variable for variable in new.variables}
+    places = {_name(variable): variable for variable in new.variables if id(variable) not in done}
     for variable in old.variables:
         place = places.get(_name(variable))
         if id(variable) not in done and place is not None and place.shape == variable.shape:

@@ -353,7 +353,9 @@ def _updates_of(stage: MeanFieldStage, x: np.ndarray) -> np.ndarray:
     x = ops.convert_to_tensor(x)
     arguments = {"training": False} if stage._template.takes_training else {}
     for block in stage.blocks():
-        pairs = list(zip(template.variables, map(ops.convert_to_tensor, block.weights)))
+        pairs = list(
+            zip(template.variables, map(ops.convert_to_tensor, block.weights), strict=True)
+        )
         with keras.StatelessScope(pairs):
             update = template(x, **arguments)
         found.append(ops.convert_to_numpy(ops.cast(update, "float32")))
