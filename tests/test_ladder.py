@@ -31,6 +31,7 @@ from mf_zoo.training import (
     ladder,
 )
 from mf_zoo.training.dry_run import dry_run
+from mf_zoo.tuning import SearchSettings
 
 HERE = pathlib.Path(__file__).parent
 
@@ -178,6 +179,17 @@ def test_settings_of_growth_that_do_not_go_together_are_refused(values, message)
 
 
 @pytest.mark.once
+def test_where_no_network_grows():
+    recipe = get_recipe("quick", ladder="Tiny:10", horizon=3)
+    with pytest.raises(ValueError, match=r"Received: horizon=3.0 of Tiny with \(3,\)"):
+        ladder.rungs(RunSettings("Tiny4", recipe=recipe))
+    for horizon in (None, 2.5):
+        assert ladder.rungs(RunSettings("Tiny4", recipe=recipe.replace(horizon=horizon)))
+    with pytest.raises(ValueError, match=r"has no `ladder`. Received: ladder='Tiny:10'"):
+        SearchSettings("Tiny4", recipe=recipe)
+
+
+@pytest.mark.once
 def test_a_dry_run_adds_up_the_networks_of_a_ladder(capsys):
     recipe = get_recipe("quick", ladder="ResNet20:10,ResNet32:20")
     found = dry_run(RunSettings("MFResNet56", recipe=recipe))
@@ -289,8 +301,13 @@ def test_a_trunk_that_has_changed_is_noticed(trunk, whole, cifar10_dir, tmp_path
     files.write_json(moved / "state.json", {**state, "sha256": files.sha256(checkpoint)})
     with pytest.raises(UserError, match=r"trunk_sha256 is '.*' there and '.*' here"):
         train("Tiny", output=tmp_path / "run", trunk=moved, resume=True, **options)
-    # The folder may be another; the trunk is the same.
+    # The folder may be another, if the trunk is the same; and it may be gone.
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
     train("Tiny", output=tmp_path / "run", trunk=trunk, resume=True, **options)
+    shutil.rmtree(moved)
+    train("Tiny", output=tmp_path / "other", trunk=moved, resume=True, **options)
+    assert _json(tmp_path / "other" / "result.json")["grown_from"][0]["epochs"] == 2
+    _assert_same_run(whole, tmp_path / "other")
     _assert_same_run(whole, tmp_path / "run")
 
 

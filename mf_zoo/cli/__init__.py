@@ -29,7 +29,7 @@ from mf_zoo.cli import (
 )
 from mf_zoo.errors import UserError, one_line
 from mf_zoo.files import read_json
-from mf_zoo.training.runs import CONFIG, STATE
+from mf_zoo.training.runs import CONFIG, RUNGS, STATE
 
 _SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, tune, campaign, report, demo)
 
@@ -135,7 +135,7 @@ def _how_to_resume(options: argparse.Namespace) -> str:
         return tune.how_to_resume(options)
     if folder is None or not (folder / CONFIG).exists():
         return ""
-    states = [read_json(path / STATE) for path in (folder, *folder.glob("rungs/*"))]
+    states = [read_json(path / STATE) for path in (folder, *folder.glob(f"{RUNGS}/*"))]
     epoch = max(state["epoch"] if state else 0 for state in states)
     return (
         f" after epoch {epoch}; resume with: "

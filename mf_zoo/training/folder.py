@@ -49,7 +49,7 @@ def open_folder(
             f"has nothing to resume. {_WHAT_TO_DO[kind]} Received: output={str(folder)!r}"
         )
     if config is None:
-        names = {path.name for path in folder.iterdir()} - {files.LOCK, ladder.FOLDER}
+        names = {path.name for path in folder.iterdir()} - {files.LOCK, runs.RUNGS}
         if names and f"partial-{file}" not in names:
             raise UserError(f"The output folder must be new or empty. Received: {folder}")
         return False
@@ -100,6 +100,11 @@ def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any
         return {"epoch": 0}
     ladder.checkpoint(folder, state)
     return state
+
+
+def begun(folder: Path) -> dict[str, Any] | None:
+    """What `config.json` holds of a run that has a checkpoint of its own, else `None`."""
+    return files.read_json(folder / runs.CONFIG) if (folder / runs.STATE).exists() else None
 
 
 def prepare(folder: Path, config: Mapping[str, Any], epoch: int, trunk: Trunk | None) -> None:

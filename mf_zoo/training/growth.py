@@ -9,8 +9,7 @@ from mf_zoo import applications, depth
 from mf_zoo.applications import loading
 from mf_zoo.applications.architectures import Architecture
 from mf_zoo.applications.builders import is_file
-from mf_zoo.errors import UserError, user_errors
-from mf_zoo.layers import stages
+from mf_zoo.errors import user_errors
 from mf_zoo.training import assembly, folder
 from mf_zoo.training.distribution import Group
 from mf_zoo.training.ladder import Trunk
@@ -99,13 +98,6 @@ def grow(
             seed=int(np.random.SeedSequence([settings.seed, trunk.epoch]).generate_state(1)[0]),
         )
     network.name = model.lower()
-    horizons = [stage.horizon for stage in stages(network)]
-    if recipe.horizon is not None and set(horizons) != {recipe.horizon}:
-        raise UserError(
-            "A horizon that is the number of particles of every stage of the trunk grows with "
-            f"them: leave it open, or choose another one. Received: horizon={recipe.horizon}, "
-            f"which would become {', '.join(map(str, horizons))}"
-        )
     if recipe.growth_state == "reset":
         _forget_momenta(network.optimizer)
     measured = _recalibrate(network, images, group)

@@ -13,8 +13,6 @@ from mf_zoo.training import runs
 from mf_zoo.training.recipes import Recipe
 from mf_zoo.training.settings import RunSettings
 
-FOLDER = "rungs"  # of a run folder, for the runs that it grows from
-
 
 def rungs(settings: RunSettings) -> list[RunSettings]:
     """The runs that a run with a ladder grows from, the first one first.
@@ -49,7 +47,7 @@ def rungs(settings: RunSettings) -> list[RunSettings]:
         )
     models = [*(rung.model for rung in found), settings.model]
     for small, large in itertools.pairwise(models):
-        check_growth(small, large)
+        check_growth(small, large, recipe.horizon)
     return found
 
 
@@ -71,11 +69,12 @@ def _relative(name: str, model: str) -> str:
     )
 
 
-def check_growth(small: str, large: str) -> None:
+def check_growth(small: str, large: str, horizon: float | None) -> None:
     """Refuses to grow a network into one that is of another family, or of less depth.
 
     Args:
         small, large: Names of networks.
+        horizon: Horizon of their stages, `None` for the number of particles.
 
     Raises:
         ValueError: Which says so.
@@ -88,6 +87,12 @@ def check_growth(small: str, large: str) -> None:
         raise ValueError(
             "A network grows to one of the same family that has no fewer blocks in any stage. "
             f"Received: {small} with {particles[0]}, to grow to {large} with {particles[1]}"
+        )
+    if small != large and set(particles[0]) == {horizon}:
+        # `refine` cannot tell it from one that follows the number of particles.
+        raise ValueError(
+            "A horizon that every stage has as its number of particles grows with that. Received: "
+            f"horizon={horizon} of {small} with {particles[0]}"
         )
 
 
@@ -162,7 +167,7 @@ def read_trunk(folder: str | Path, settings: RunSettings) -> Trunk:
     try:
         there = RunSettings.from_dict(config)
         expected = rungs(settings)
-        check_growth(there.model, settings.model)
+        check_growth(there.model, settings.model, settings.recipe.horizon)
     except ValueError as error:
         raise UserError(f"{one_line(error)}, trunk={str(folder)!r}") from error
     if expected:

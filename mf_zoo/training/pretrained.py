@@ -1,7 +1,7 @@
 """What a training starts from: pretrained weights, and layers that stay as they are."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,13 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
     )
 
 
-def resolve(run: RunSettings) -> RunSettings:
+def resolve(run: RunSettings, begun: Mapping[str, Any] | None = None) -> RunSettings:
     """The settings of a run with what follows from its weights filled in.
 
     Args:
         run: The settings.
+        begun: The `config.json` of the run, if it has a checkpoint: then it can do without its
+            trunk, should that be gone.
 
     Returns:
         The settings with the model's name as it is registered, the digests of a weight file and of
@@ -82,7 +84,10 @@ def resolve(run: RunSettings) -> RunSettings:
     """
     model, trunk = applications.network(run.model).name, {}
     if run.trunk is not None:
-        digest = read_trunk(run.trunk, run).state["sha256"]
+        if begun is not None and not Path(run.trunk).exists():
+            digest = begun.get("trunk_sha256")
+        else:
+            digest = read_trunk(run.trunk, run).state["sha256"]
         trunk = {"trunk": Path(run.trunk).absolute(), "trunk_sha256": digest}
     return run.replace(
         model=model,

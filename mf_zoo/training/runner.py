@@ -93,9 +93,10 @@ def train(
     ```
     """
     machine = machine or Machine()
+    begun = folder.begun(Path(output)) if resume else None
     with user_errors():
         data.get(settings.dataset)
-        settings = pretrained.resolve(settings)
+        settings = pretrained.resolve(settings, begun)
         rungs = ladder.rungs(settings) if settings.trunk is None else []
     assembly.check_on_device(machine.on_device)
     if machine.threads and not devices.limit_threads(machine.threads):
@@ -150,7 +151,7 @@ class _Run:
         self, group: distribution.Group, settings: RunSettings, trunk: str | Path | None
     ) -> Path:
         """Trains a run that this one grows from, or what is left of it, and returns its folder."""
-        output = self.output / ladder.FOLDER / f"{settings.model}-{settings.until}"
+        output = self.output / runs.RUNGS / f"{settings.model}-{settings.until}"
         rung = dataclasses.replace(self, settings=settings, output=output, top=self)
         with contextlib.ExitStack() as stack:
             if not group.from_main((output / runs.RESULT).exists):
@@ -179,8 +180,7 @@ class _Run:
             trunk = ladder.read_trunk(trunk_folder, settings)
             grown_from = trunk.lineage
         elif epoch > 0:
-            begun = files.read_json(self.output / runs.CONFIG) or {}
-            grown_from = begun.get("grown_from", [])
+            grown_from = (folder.begun(self.output) or {}).get("grown_from", [])
         keras.utils.set_random_seed(settings.seed)
         (images, labels), evaluated, split = assembly.load_data(
             settings.dataset, self.data_dir, settings.holdout, settings.limit

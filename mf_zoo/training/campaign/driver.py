@@ -157,14 +157,17 @@ class _Driver:
     def _is_needed(self, run: Run) -> bool:
         """Whether another run is still to grow from it, for which its checkpoint must be there."""
         return any(
-            self.progress[other.name].state != "finished"
+            self.progress[other.name].state != "finished" and not self._has_grown(other)
             for other in self.campaign.runs
             if other.trunk == run.name
         )
 
+    def _has_grown(self, run: Run) -> bool:
+        return (self.folder(run) / runs.STATE).exists()
+
     def _may_start(self, run: Run) -> bool:
         """Whether what the run grows from, if anything, is finished; if it failed, so has it."""
-        if run.trunk is None:
+        if run.trunk is None or self._has_grown(run):
             return True
         trunk, progress = self.progress[run.trunk], self.progress[run.name]
         if trunk.state == "failed":
