@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import deployment, grouped_convolution, harness, memory, train_step
+from benchmarks import deployment, depth, grouped_convolution, harness, memory, train_step
 from benchmarks.scaling import tables
 from examples import transfer
 from mf_zoo import files
@@ -26,6 +26,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "benchmark": train_step.readme_table,
         "grouped": grouped_convolution.readme_table,
     },
+    "docs/depth.md": {"depth": depth.readme_table},
     "docs/deploy.md": {"deployment": deployment.readme_table},
     "docs/imagenet.md": {
         "steps": tables.step_table,

@@ -7,6 +7,16 @@ import os
 import platform
 from pathlib import Path
 
+# Environment variables of a process that trains on a CPU under glibc, to be set before it starts.
+# A step allocates and frees hundreds of megabytes; by default glibc gives large blocks back to the
+# system each time and takes them again page by page (`python -m benchmarks.allocator` measures it).
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "16000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
 
 def accelerator() -> str | None:
     """Name of the accelerator that the active backend computes on; `None` for the CPU.

@@ -13,7 +13,7 @@ from mf_zoo.layers import BasicBlock, MeanFieldStage, measures, stages
 from mf_zoo.layers.measures import Measure
 from mf_zoo.optimizers import MeanFieldSGD
 
-ONCE = pytest.mark.once
+ONCE, ONCE_ON_TORCH = pytest.mark.once, pytest.mark.once_on_torch
 STEPS = st.lists(st.floats(0.01, 3.0), min_size=1, max_size=6).map(np.array)
 
 
@@ -156,12 +156,14 @@ def test_splitting_is_euler_with_smaller_steps_and_of_first_order():
     assert np.log2(errors[2] / errors[3]) == pytest.approx(1, abs=0.1)
 
 
+@ONCE_ON_TORCH
 def test_a_step_that_a_block_cannot_take_up_is_refused():
     model, _ = flow(2, horizon=None)  # which becomes the new number: the steps stay at 1
     with pytest.raises(ValueError, match="Rotation without it in stage"):
         depth.refine(model, (4,))
 
 
+@ONCE_ON_TORCH
 def test_random_times_and_any_rule_of_quadrature_keep_the_steps_of_each_block():
     for quadrature in ("backward", "midpoint", "uniform"):
         stage = MeanFieldStage(
@@ -194,7 +196,10 @@ def _gains(model):
 # Models of every kind.
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[ONCE_ON_TORCH] * (kind != "basic")) for kind in SMALL],
+)
 def test_every_kind_of_block_is_refined_and_coarsened(kind):
     model = randomized(small(kind), 4)
     before = model.get_weights()
@@ -214,6 +219,7 @@ def test_every_kind_of_block_is_refined_and_coarsened(kind):
         np.testing.assert_array_equal(expected, kept)
 
 
+@ONCE_ON_TORCH
 def test_a_named_network_is_that_of_the_zoo(tmp_path):
     model = randomized(applications.MFResNet20(classes=3), 1)
     deeper = depth.refine(model, "MFResNet32")
@@ -238,7 +244,7 @@ def test_a_named_network_is_that_of_the_zoo(tmp_path):
     np.testing.assert_allclose(outputs(again, x), outputs(model, x), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.once_on_torch
+@ONCE_ON_TORCH
 def test_registered_weights_of_another_depth_and_of_the_twin():
     x, labels = data.sample("cifar10")
     x, labels = x[:100], labels[:100]
@@ -273,6 +279,7 @@ def test_registered_weights_of_another_depth_and_of_the_twin():
     assert error(shallow) < error(deeper) < before
 
 
+@ONCE_ON_TORCH
 def test_bad_requests_change_nothing():
     model = applications.MFResNet20()
     before = model.get_weights()
@@ -315,6 +322,7 @@ def test_coarsening_by_what_blocks_do():
     assert "call" not in vars(stage)  # it is no longer listened to
 
 
+@ONCE_ON_TORCH
 def test_noise_tells_copies_apart():
     model, _ = flow(2)
     deeper = depth.refine(model, (6,), noise=0.1, seed=5)
@@ -367,6 +375,7 @@ def test_the_state_of_the_optimizer_goes_along(optimizer):
     assert int(numbers(new.iterations)) == 6
 
 
+@ONCE_ON_TORCH
 def test_what_is_frozen_stays_frozen():
     model = small("basic")
     model.get_layer("stem_conv").trainable = False

@@ -1,0 +1,68 @@
+"""The benchmark of depth measures what it says, once, and tells it as it is."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import depth as benchmark
+from mf_zoo import applications, data, depth, files
+
+
+@pytest.mark.once
+def test_particles_of_a_depth():
+    for name in ("ResNet20", "ResNet56", "ResNet164", "WideResNet28_10"):
+        architecture = applications.architecture(name)
+        # 2 and 2 convolutions a block, 3 in a bottleneck; the wide network's 28 counts 4 layers.
+        number = {"WideResNet28_10": 26}.get(name) or int(name.removeprefix("ResNet"))
+        assert benchmark.particles_at(architecture, number) == architecture.particles
+    assert benchmark.particles_at(applications.architecture("ResNet20"), 218) == (36, 35, 35)
+    for depth_without_network in (21, 8, 2):
+        with pytest.raises(ValueError, match=f"multiple of 6. Received: {depth_without_network}"):
+            benchmark.particles_at(applications.architecture("ResNet20"), depth_without_network)
+
+
+@pytest.mark.once_on_torch
+def test_states_are_measured_once_and_alike(cifar10_dir, tmp_path, capsys):
+    output = tmp_path / "depth.csv"
+    arguments = [
+        "--data-dir",
+        str(cifar10_dir),
+        "--weights",
+        "MFResNet20:cifar10",
+        "--depths",
+        "32",
+    ]
+    arguments += ["--images", "60", "--statistics", "100", "--output", str(output)]
+    assert benchmark.main([*arguments, "--epochs", "1", "--train-images", "128"]) == 0
+    rows = files.read_rows(output)
+    assert [row["state"] for row in rows] == ["as it is", "recalibrated", "1 epochs"]
+    assert {row["particles"] for row in rows} == {"5 4 4"} and {r["depth"] for r in rows} == {"32"}
+    assert [row["training_images"] for row in rows] == ["0", "0", "128"]
+
+    # By hand, from the same files.
+    x, labels = data.load("cifar10", "test[:60]", data_dir=cifar10_dir)
+    train, _ = data.load("cifar10", "train[:100]", data_dir=cifar10_dir)
+    model = applications.MFResNet20(weights="cifar10")
+    model = depth.refine(model, "MFResNet32")
+
+    def error():
+        return 100 * np.mean(model.predict(x, verbose=0).argmax(axis=1) != labels)
+
+    assert float(rows[0]["error"]) == pytest.approx(error(), abs=0.01)
+    depth.recalibrate(model, train)
+    assert float(rows[1]["error"]) == pytest.approx(error(), abs=0.01)
+    assert int(rows[0]["multiply_adds"]) == applications.architecture("ResNet32").multiply_adds()
+
+    before = output.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert benchmark.main([*arguments, "--epochs", "1", "--train-images", "128"]) == 0
+    assert output.read_text(encoding="utf-8") == before  # nothing is measured again
+    shown = capsys.readouterr().out.splitlines()
+    errors = " | ".join(row["error"] for row in rows)
+    assert f"| MFResNet20 | cifar10 | split | 32 | 5 4 4 | {errors} |" in shown
+    assert output.with_suffix(".png").stat().st_size > 5000
