@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -368,11 +369,16 @@ folder = pathlib.Path(value("--output"))
 name = f"{model} {seed}"
 with files.locked(folder):
     say(f"start {name}" + " resumed" * ("--resume" in sys.argv))
+    if given.trunk and not (pathlib.Path(given.trunk) / runs.RESULT).exists():
+        say(f"no trunk for {name}")
     mode = os.environ["MODE"]
     if mode == "pairs":  # hangs unless two run at a time
         wait_for(lambda: len(lines("start")) > len(lines("end")) // 2 * 2 + 1)
     if mode == "fail" and model == "TinyPlain":
         print("mf-zoo: error: no such luck. Received: 13")
+        sys.exit(2)
+    if mode == "fail trunks" and given.until:
+        print("mf-zoo: error: no such luck. Received: 14")
         sys.exit(2)
     if mode == "kill" and model == "TinyPlain":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -380,7 +386,7 @@ with files.locked(folder):
         versions={"keras": "3"}, date="now", evaluated_on="test")
     files.write_json(folder / runs.CONFIG, config)
     begun = files.read_rows(folder / runs.HISTORY)
-    for epoch in range(len(begun) + 1, recipe.epochs + 1):
+    for epoch in range(len(begun) + 1, given.last_epoch + 1):
         row = dict(epoch=epoch, learning_rate=0.123456789, loss=1 / epoch, accuracy=0.5,
             test_loss=2, test_error=10 * seed + 1 / epoch, seconds=2.0, images_per_second=25,
             order_swaps=epoch)
@@ -393,7 +399,7 @@ with files.locked(folder):
             wait_for(lambda: False)
     result = dict(test_error=10 * seed + 1 / recipe.epochs, test_loss=2, train_error=50,
         train_loss=1 / recipe.epochs, parameters=7, sha256="abc", date="then",
-        test_top5_error=3.5, test_coarse_error=None)
+        test_top5_error=3.5, test_coarse_error=None, image_passes=50 * given.last_epoch)
     files.write_json(folder / runs.RESULT, result)
     say(f"end {name}")
 """
@@ -595,6 +601,97 @@ def test_a_dry_run_lists_the_runs(tmp_path, capsys):
     names = capsys.readouterr().out.split()
     assert names[0] == "Tiny-cifar10-quick-epochs=3-seed1" and len(names) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["work.toml"]
+
+
+LADDERS = """
+jobs = 3
+[defaults]
+recipe = "quick"
+epochs = 4
+ladder = ["Tiny:1", "Tiny:1,Tiny4:2"]
+[[runs]]
+model = "Tiny7"
+seed = [1, 2]
+[[runs]]
+model = "Tiny7"
+ladder = "Tiny:1"
+growth_state = "reset"
+seed = 1
+"""
+
+
+@pytest.mark.once
+def test_a_campaign_adds_the_runs_that_others_grow_from_once(fake, tmp_path):
+    loaded = campaign.load_campaign(_file(tmp_path, LADDERS))
+    quick = "cifar10-quick-epochs=4"
+    expected = {
+        f"Tiny-{quick}-until=1-seed1": None,
+        f"Tiny7-{quick}-ladder=Tiny_1-seed1": f"Tiny-{quick}-until=1-seed1",
+        f"Tiny4-{quick}-ladder=Tiny_1-until=2-seed1": f"Tiny-{quick}-until=1-seed1",
+        f"Tiny7-{quick}-ladder=Tiny_1,Tiny4_2-seed1": (
+            f"Tiny4-{quick}-ladder=Tiny_1-until=2-seed1"
+        ),
+        f"Tiny7-{quick}-ladder=Tiny_1-growth_state=reset-seed1": f"Tiny-{quick}-until=1-seed1",
+        f"Tiny-{quick}-until=1-seed2": None,
+        f"Tiny7-{quick}-ladder=Tiny_1-seed2": f"Tiny-{quick}-until=1-seed2",
+        f"Tiny4-{quick}-ladder=Tiny_1-until=2-seed2": f"Tiny-{quick}-until=1-seed2",
+        f"Tiny7-{quick}-ladder=Tiny_1,Tiny4_2-seed2": (
+            f"Tiny4-{quick}-ladder=Tiny_1-until=2-seed2"
+        ),
+    }
+    assert {run.name: run.trunk for run in loaded.runs} == expected
+    assert [run.name for run in loaded.runs] == list(expected)
+    # Whoever repeats the command trains what it grows from as well.
+    options = _options(loaded.runs[3].command(tmp_path / "out", None))
+    assert cli.train._recipe(options, options.recipe) == loaded.runs[3].settings.recipe
+    assert (options.trunk, options.until) == (None, None)
+    assert _options(loaded.runs[2].command(tmp_path / "out", None)).until == 2
+
+    rows = fake(text=LADDERS)
+    assert [row["run"] for row in rows] == list(expected)
+    assert not [line for line in fake.journal() if line.startswith("no trunk")]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert [(row["epochs"], row["epochs_done"], row["image_passes"]) for row in rows[:3]] == [
+        ("1", "1", "50"),
+        ("4", "4", "200"),
+        ("2", "2", "100"),
+    ]
+    assert [row["overrides"] for row in rows[:3]] == [
+        "epochs=4 until=1",
+        "epochs=4 ladder=Tiny:1",
+        "epochs=4 ladder=Tiny:1 until=2",
+    ]
+
+
+@pytest.mark.once
+def test_what_grows_from_a_failed_run_fails_and_is_tried_again(fake, capsys):
+    text = LADDERS.replace("seed = [1, 2]", "seed = 1")
+    rows = fake("fail trunks", text=text, code=2)
+    assert {row["state"] for row in rows} == {"failed"} and len(rows) == 5
+    assert fake.journal() == ["start Tiny 1"]
+    errors = capsys.readouterr().err.splitlines()
+    name = "Tiny-cifar10-quick-epochs=4-until=1-seed1"
+    assert errors[0].startswith(f"mf-zoo: failed: {name}: exit code 2: ")
+    assert sum(error.endswith(f": what it grows from failed: {name}") for error in errors) == 3
+    assert {row["state"] for row in fake(text=text)} == {"finished"}
+
+
+@pytest.mark.once
+def test_a_run_that_others_are_still_to_grow_from_is_done_again_if_its_folder_is_gone(
+    fake, tmp_path
+):
+    text = LADDERS.replace("seed = [1, 2]", "seed = 1")
+    rows = fake(text=text)
+    fake.forget()
+    for row in rows:
+        shutil.rmtree(tmp_path / "runs" / "work" / row["run"])
+    assert [row["state"] for row in fake(text=text)] == ["finished"] * 5
+    assert fake.journal() == []  # nothing is left to grow
+    fake(text=text.replace('growth_state = "reset"', "growth_noise = 0.5"))
+    assert [line for line in fake.journal() if line.startswith("start")] == [
+        "start Tiny 1",
+        "start Tiny7 1",
+    ]
 
 
 @pytest.mark.once

@@ -1,4 +1,4 @@
-"""The `mf-zoo` command with one more model, `Tiny`, that trains in seconds.
+"""The `mf-zoo` command with one more model, `Tiny`, that trains in seconds, and its kin.
 
 `python tests/tiny_zoo.py SIGNAL WHEN train Tiny ...` runs it in a process that sends itself the
 signal (a name, or `-`) when the training asks for batch WHEN (`epoch.batch`, from 0; with
@@ -34,8 +34,9 @@ def tiny(
     integrator="euler",
     dataset="cifar10",
     normalization=None,
+    particles=3,
 ):
-    """Three particles, and a dropout whose random state a checkpoint must keep.
+    """Some particles, and a dropout whose random state a checkpoint must keep.
 
     Every layer has a name, for names are in the weight files and Keras counts in theirs.
     """
@@ -48,7 +49,7 @@ def tiny(
     classes = data.get(dataset).classes if classes is None else classes
     stage = MeanFieldStage(
         BasicBlock(4),
-        num_particles=3,
+        num_particles=particles,
         quadrature=quadrature,
         horizon=horizon,
         initial_times=initial_times,
@@ -115,7 +116,23 @@ def tiny_plain(
     return tiny(weights, classes, classifier_activation, dataset=dataset)
 
 
-BUILDERS = {"Tiny": tiny, "TinyPlain": tiny_plain, "Steady": tiny_without_dropout}
+def tiny_of(particles):
+    """The builder of `Tiny` with another number of particles."""
+
+    def build(*arguments, **others):
+        return tiny(*arguments, particles=particles, **others)
+
+    build.__name__ = f"Tiny{particles}"
+    return build
+
+
+BUILDERS = {
+    "Tiny": tiny,
+    "TinyPlain": tiny_plain,
+    "Steady": tiny_without_dropout,
+    "Tiny4": tiny_of(4),
+    "Tiny7": tiny_of(7),
+}
 for _name, _builder in BUILDERS.items():
     _architecture = applications.Architecture(
         name=_name,
@@ -123,7 +140,7 @@ for _name, _builder in BUILDERS.items():
         source="the tests",
         block=chains.BASIC,
         filters=(4,),
-        blocks=(3,),
+        blocks=({"Tiny4": 4, "Tiny7": 7}.get(_name, 3),),
         stem=applications.Stem(4, strides=8),
     )
     applications.register_network(

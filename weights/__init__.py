@@ -18,6 +18,7 @@ __all__, __getattr__, __dir__ = lazy.attach(
     __name__,
     {
         "MAX_SHARD_SIZE": "publishing",
+        "Rung": "record",
         "Shard": "record",
         "WeightFileError": "files",
         "WeightRecord": "record",

@@ -213,9 +213,11 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
 
     # Runs made before networks normalised by their own dataset do not say: by CIFAR-10's.
     mean, std = config.get("normalization") or (None, None)
-    start = config.get("weights")
-    if start is not None and config["weights_sha256"]:
-        start = f"{Path(start).name} sha256:{config['weights_sha256']}"
+    grown_from = result.get("grown_from", [])
+    first = grown_from[0] if grown_from else config
+    start = first.get("weights")
+    if start is not None and first["weights_sha256"]:
+        start = f"{Path(start).name} sha256:{first['weights_sha256']}"
     return WeightRecord(
         name=name,
         file=f"{file_stem(result['model'], name)}{SUFFIX}",
@@ -230,6 +232,10 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         freeze=config.get("freeze", ()),
         mean=mean,
         std=std,
+        train_seconds=result.get("total_train_seconds", result.get("train_seconds")),
+        grown_from=[
+            {field: rung[field] for field in ("model", "epochs", "sha256")} for rung in grown_from
+        ],
         **{
             field: result.get(field)
             for field in (
@@ -247,7 +253,8 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
                 "device",
                 "command",
                 "backend",
-                "train_seconds",
+                "image_passes",
+                "multiply_adds",
             )
         },
     )

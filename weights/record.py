@@ -28,7 +28,10 @@ _NUMBERS = {
     "test_coarse_error": 100.0,
     "train_seconds": math.inf,
 }
-_LEAST = {"size": 1, "parameters": 1, "classes": 1, "epochs": 1, "seed": 0}
+_LEAST = {
+    **{"size": 1, "parameters": 1, "classes": 1, "epochs": 1, "seed": 0},
+    **{"image_passes": 1, "multiply_adds": 1},
+}
 DTYPES = ("float32", "float16")
 
 
@@ -45,6 +48,21 @@ class Shard:
     file: str
     sha256: str
     size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A network that others grew from; `WeightRecord` checks its values.
+
+    Args:
+        model: Name of its builder.
+        epochs: The epoch of the schedule at which it grew.
+        sha256: Digest of its checkpoint, 64 hexadecimal digits.
+    """
+
+    model: str
+    epochs: int
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +112,12 @@ class WeightRecord:
         mean: Mean of each channel of the images that the network was trained to normalise by, in
             units of 0..255. `None`, which older records have, for CIFAR-10's.
         std: Standard deviations, likewise.
+        grown_from: The networks of less depth that it grew from in the course of its epochs, in
+            order: a `Rung` or its fields for each. `epochs` and `train_seconds` are theirs too.
+            Records may leave it out.
+        image_passes: Number of training images times epochs. Records may leave it out.
+        multiply_adds: Multiply-adds of the whole training: three times those of the forward pass
+            for each image. Records may leave it out.
 
     Raises:
         ValueError: A field has the wrong type or an impossible value.
@@ -135,6 +159,9 @@ class WeightRecord:
     shards: Sequence[Shard | Mapping[str, Any]] = ()
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    grown_from: Sequence[Rung | Mapping[str, Any]] = ()
+    image_passes: int | None = None
+    multiply_adds: int | None = None
 
     def __post_init__(self) -> None:
         for field, (pattern, meaning) in _PATTERNS.items():
@@ -147,6 +174,8 @@ class WeightRecord:
                 raise _wrong(field, "a text that is not empty", value)
         for field, least in _LEAST.items():
             value = getattr(self, field)
+            if value is None and field in _OPTIONAL:
+                continue
             if not _is_count(value, least):
                 raise _wrong(field, f"an integer, at least {least}", value)
         for field, most in _NUMBERS.items():
@@ -174,6 +203,7 @@ class WeightRecord:
         if self.file != file:
             raise _wrong("file", repr(file), self.file)
         self._check_normalization()
+        object.__setattr__(self, "grown_from", self._checked_rungs())
         try:
             dated = datetime.date.fromisoformat(self.date).isoformat() == self.date
         except (TypeError, ValueError):
@@ -216,6 +246,27 @@ class WeightRecord:
             ):
                 raise _wrong("shards", expected, shard)
         return shards
+
+    def _checked_rungs(self) -> tuple[Rung, ...]:
+        expected = "a list of objects with `model`, `epochs`, which grow, and `sha256`"
+        try:
+            rungs = tuple(r if isinstance(r, Rung) else Rung(**r) for r in self.grown_from)
+        except TypeError as error:
+            raise _wrong("grown_from", expected, self.grown_from) from error
+        least = 1
+        for rung in rungs:
+            if not (
+                all(
+                    isinstance(getattr(rung, field), str)
+                    and re.fullmatch(_PATTERNS[field][0], getattr(rung, field))
+                    for field in ("model", "sha256")
+                )
+                and _is_count(rung.epochs, least)
+                and rung.epochs < self.epochs
+            ):
+                raise _wrong("grown_from", expected, rung)
+            least = rung.epochs + 1
+        return rungs
 
     def _check_normalization(self) -> None:
         for field in ("mean", "std"):

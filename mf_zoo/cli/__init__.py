@@ -29,7 +29,7 @@ from mf_zoo.cli import (
 )
 from mf_zoo.errors import UserError, one_line
 from mf_zoo.files import read_json
-from mf_zoo.training.runs import CONFIG, STATE
+from mf_zoo.training.runs import CONFIG, RUNGS, STATE
 
 _SUBCOMMANDS = (zoo, fetch, predict, evaluate, export, train, tune, campaign, report, demo)
 
@@ -135,9 +135,10 @@ def _how_to_resume(options: argparse.Namespace) -> str:
         return tune.how_to_resume(options)
     if folder is None or not (folder / CONFIG).exists():
         return ""
-    state = read_json(folder / STATE) or {"epoch": 0}
+    states = [read_json(path / STATE) for path in (folder, *folder.glob(f"{RUNGS}/*"))]
+    epoch = max(state["epoch"] if state else 0 for state in states)
     return (
-        f" after epoch {state['epoch']}; resume with: "
+        f" after epoch {epoch}; resume with: "
         f"mf-zoo train --resume --output {shlex.quote(str(folder))}"
     )
 

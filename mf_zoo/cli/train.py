@@ -62,7 +62,8 @@ def _add_train(commands):
         help="train a network",
         description="Train a network and write a run folder. With --resume only --output is "
         "needed: the settings are those the run was started with. With --dry-run only a model is "
-        "needed, and nothing is trained.",
+        "needed, and nothing is trained. With --ladder the network grows from others of less "
+        "depth, which are trained first.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="such as MFResNet20")
     add_data_arguments(parser)
@@ -149,10 +150,13 @@ def _train(options: argparse.Namespace):
 
         if not is_main():
             return
+    grown = "".join(f"{rung['model']} to epoch {rung['epochs']}, " for rung in result["grown_from"])
     print(
         f"{result['model']} on {result['dataset']}, {result['evaluated_on']}: "
         f"error {result['test_error']:.2f} %, loss {result['test_loss']:.4f} "
-        f"after {result['epochs']} epochs; {options.output / WEIGHTS}"
+        f"after {result['epochs']} epochs"
+        + (f" (grown from {grown.removesuffix(', ')})" if grown else "")
+        + f"; {options.output / WEIGHTS}"
     )
 
 
@@ -237,6 +241,12 @@ def _dry_run(options: argparse.Namespace):
     print(f"batch          {found['batch_size']:,}{shared if found['devices'] > 1 else ''}")
     print(f"epoch          {found['images']:,} images, {found['steps_per_epoch']:,} steps")
     print(f"training       {found['epochs']:,} epochs, {found['steps']:,} steps")
+    print(f"work           {found['training_multiply_adds']:.3g} multiply-adds")
+    for rung in found["rungs"] if len(found["rungs"]) > 1 else []:
+        print(
+            f"  {rung['model']:13}{rung['epochs']:,} epochs, {rung['steps']:,} steps, "
+            f"{rung['multiply_adds']:.3g} multiply-adds"
+        )
     print("memory of each device, at least, in bytes")
     for part, size in memory.items():
         print(f"  {part.replace('_', ' '):13}{size:>18,}")

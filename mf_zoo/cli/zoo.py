@@ -108,10 +108,12 @@ def _info(options: argparse.Namespace) -> None:
         shape = " x ".join(map(str, stage["shape"]))
         print(f"{stage['name']:14} {stage['particles']} x {stage['block']}, {shape}")
     for record in records:
+        rungs = ", ".join(f"{rung.model} to epoch {rung.epochs}" for rung in record.grown_from)
         print(
             f"weights        {record.name!r}: test error {record.test_error:.2f} % on "
             f"{record.dataset}, recipe {record.recipe}, {record.epochs} epochs, seed "
             f"{record.seed}, {record.total_size / 1e6:.1f} MB ({record.dtype})"
+            + (f", grown from {rungs}" if rungs else "")
         )
     if not records:
         print("weights        none registered")

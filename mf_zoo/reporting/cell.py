@@ -11,6 +11,7 @@ from mf_zoo.training.recipes import fields
 
 # Values of a recipe that a network without learned times has no use for.
 _MEAN_FIELD = fields("stage", "times")
+_COLUMNS_BEFORE_GROWTH = COLUMNS.index("image_passes")
 
 
 @dataclasses.dataclass
@@ -86,8 +87,10 @@ def read_results(folder: Path) -> list[dict[str, str]]:
         raise UserError(f"The results of a campaign must hold a {RUNS}. Received: {folder}")
     rows = files.read_rows(path)
     for row in rows:
+        # Those of an earlier version have fewer columns.
+        known = tuple(row) == COLUMNS[: max(len(row), _COLUMNS_BEFORE_GROWTH)]
         # A short line lacks values, a long one has some under no name.
-        if tuple(row) != COLUMNS or None in row.values():
+        if not known or None in row.values():
             raise UserError(
                 f"A line of {RUNS} must have the columns {', '.join(COLUMNS)}. "
                 f"Received: {path} with the line {row.get('run', row)}"
@@ -113,6 +116,8 @@ def network(model: str) -> applications.Network:
 def cells(rows: Iterable[Mapping[str, str]]) -> list[Cell]:
     """Puts the finished runs together that differ in the seed only, in the order of the file.
 
+    Runs that ended before their schedule, for others to grow from, are in none.
+
     Args:
         rows: What `read_results` returned.
 
@@ -125,6 +130,8 @@ def cells(rows: Iterable[Mapping[str, str]]) -> list[Cell]:
             continue
         epochs = "1 epoch" if row["epochs"] == "1" else f"{row['epochs']} epochs"
         changes = [text for text in row["overrides"].split() if not text.startswith("epochs=")]
+        if any(text.startswith("until=") for text in changes):
+            continue
         plain = [text for text in changes if text.partition("=")[0] not in _MEAN_FIELD]
         if not network(row["model"]).mean_field:
             changes = plain

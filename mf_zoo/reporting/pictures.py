@@ -86,7 +86,7 @@ def _times(folder: Path, cell: Cell) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in files.read_rows(folder / f"{run['run']}.{runs.TIMES}"):
         for particle, time in row.items():
-            if particle != "epoch":
+            if particle != "epoch" and time:  # a particle that is not there yet has none
                 curves.setdefault(particle, []).append((int(row["epoch"]), float(time)))
     for points in curves.values():
         if points[-1][0] < int(run["epochs"]):

@@ -11,6 +11,7 @@ from mf_zoo.errors import UserError, user_errors
 from mf_zoo.layers import MeanFieldStage
 from mf_zoo.layers.integrators import evaluations
 from mf_zoo.layers.residual_function import ResidualFunction
+from mf_zoo.training import ladder
 from mf_zoo.training.assembly import (
     check_counts,
     check_holdout,
@@ -64,8 +65,11 @@ def dry_run(
     Returns:
         A dictionary fit for JSON: `model`, `backend`, `dtype_policy`, `input_shape`, `classes`,
         `parameters` (`trained`, `others`), `multiply_adds` for an image, `batch_size`, `devices`,
-        `batch_per_device`, `images`, `epochs`, `steps_per_epoch`, `steps`, and `memory` in bytes:
-        the parts above and their `total`.
+        `batch_per_device`, `images`, `epochs`, `steps_per_epoch`, `steps`, `rungs` (for each
+        network of the recipe's ladder, the model last: `model`, `epochs`, `steps` and the
+        `multiply_adds` of its training), `training_multiply_adds` of all of them (three times
+        those of the forward pass for each image, as in a run's result), and `memory` in bytes,
+        while the model trains: the parts above and their `total`.
 
     Raises:
         UserError: For what `train` refuses, and a batch that the devices cannot share equally.
@@ -80,9 +84,15 @@ def dry_run(
     check_counts(input_size=input_size, images=images, classes=classes, devices=devices)
     on_device = machine is not None and machine.on_device
     check_on_device(on_device)
+    if settings.trunk is not None:
+        raise UserError(
+            "A dry run is of a training from its start; a ladder says what it grows from. "
+            f"Received: trunk={settings.trunk!r}"
+        )
     with user_errors():
         model = applications.network(settings.model).name
         dataset = data.get(settings.dataset)
+        chain = [*ladder.rungs(settings), settings]
     recipe = settings.recipe
     classes = classes or dataset.classes
     images = images or dataset.images["train"]
@@ -106,6 +116,17 @@ def dry_run(
     batch = recipe.batch_size // devices
     steps = -(-images // recipe.batch_size)
     pixels = math.prod(network.input_shape[1:])
+    rungs, start = [], 0
+    for rung in chain:
+        epochs, start = rung.last_epoch - start, rung.last_epoch
+        trains = network
+        if rung is not settings:
+            trains = _network(rung.model, recipe, dataset, input_size, classes)
+        work = 3 * epochs * images * applications.multiply_adds(trains)
+        name = applications.network(rung.model).name
+        rungs.append(
+            {"model": name, "epochs": epochs, "steps": epochs * steps, "multiply_adds": work}
+        )
     memory = {
         "weights": _bytes(network.variables),
         "gradients": trained_bytes,
@@ -127,9 +148,11 @@ def dry_run(
         "devices": devices,
         "batch_per_device": batch,
         "images": images,
-        "epochs": recipe.epochs,
+        "epochs": settings.last_epoch,
         "steps_per_epoch": steps,
-        "steps": recipe.epochs * steps,
+        "steps": settings.last_epoch * steps,
+        "rungs": rungs,
+        "training_multiply_adds": sum(rung["multiply_adds"] for rung in rungs),
         "memory": {**memory, "total": sum(memory.values())},
     }
 

@@ -1,17 +1,19 @@
 """Opening a run folder, resuming from it, and writing the result into it."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from mf_zoo import devices, files
+from mf_zoo import applications, devices, files
 from mf_zoo.errors import UserError
-from mf_zoo.training import runs
+from mf_zoo.training import ladder, runs
 from mf_zoo.training.callbacks import random_states
 from mf_zoo.training.evaluation import Evaluation
+from mf_zoo.training.ladder import Trunk
 from mf_zoo.training.recipes import stored_values
 from mf_zoo.training.settings import RunSettings
 
@@ -47,7 +49,7 @@ def open_folder(
             f"has nothing to resume. {_WHAT_TO_DO[kind]} Received: output={str(folder)!r}"
         )
     if config is None:
-        names = {path.name for path in folder.iterdir()} - {files.LOCK}
+        names = {path.name for path in folder.iterdir()} - {files.LOCK, runs.RUNGS}
         if names and f"partial-{file}" not in names:
             raise UserError(f"The output folder must be new or empty. Received: {folder}")
         return False
@@ -63,7 +65,8 @@ def open_folder(
             (stored_values(config["recipe"]), options["recipe"]),
         )
         for key, value in here.items()
-        if key != "recipe" and there.get(key) != value
+        # A trunk is the same, wherever its folder is, if its digest is.
+        if key not in ("recipe", "trunk") and there.get(key) != value
     ]
     if differing:
         raise UserError(
@@ -95,21 +98,30 @@ def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any
     state = files.read_json(folder / runs.STATE)
     if state is None:
         return {"epoch": 0}
-    path = folder / state["checkpoint"]
-    if not path.exists() or files.sha256(path) != state["sha256"]:
-        raise UserError(
-            f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
-            f"{folder / runs.STATE}"
-        )
+    ladder.checkpoint(folder, state)
     return state
 
 
-def prepare(folder: Path, config: Mapping[str, Any], epoch: int) -> None:
-    """Has a run folder hold what it does after `epoch`, and no more."""
+def begun(folder: Path) -> dict[str, Any] | None:
+    """What `config.json` holds of a run that has a checkpoint of its own, else `None`."""
+    return files.read_json(folder / runs.CONFIG) if (folder / runs.STATE).exists() else None
+
+
+def prepare(folder: Path, config: Mapping[str, Any], epoch: int, trunk: Trunk | None) -> None:
+    """Has a run folder hold what it does after `epoch`, and no more.
+
+    Args:
+        folder: The run folder.
+        config: What its `config.json` is to hold, if the run begins.
+        epoch: The epoch after which it is resumed, 0 for a run that begins.
+        trunk: What a run that begins grows from: the trunk's history and times are its own too.
+    """
     if epoch == 0:
         with files.writing(folder):
             for name in (runs.HISTORY, runs.TIMES):
                 (folder / name).unlink(missing_ok=True)
+                if trunk is not None and (trunk.folder / name).exists():
+                    shutil.copyfile(trunk.folder / name, folder / name)
         files.write_json(folder / runs.CONFIG, config)
         return
     for name in (runs.HISTORY, runs.TIMES):
@@ -139,15 +151,21 @@ def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
 
 
 def write_result(
-    folder: Path, config: Mapping[str, Any], final: keras.Model, scores: Evaluation
+    folder: Path, config: Mapping[str, Any], final: keras.Model, scores: Evaluation, images: int
 ) -> dict[str, Any]:
     """Writes the weights and `result.json`, the end of a run.
+
+    `image_passes`, `multiply_adds` and `total_train_seconds` are of all runs that it grew from and
+    its own: training images times epochs; the multiply-adds of the network for an image, three
+    times (forward, and the gradients by activations and by weights), for each pass; and the time of
+    the training steps. What evaluation and recalibration take is left out.
 
     Args:
         folder: The run folder.
         config: What its `config.json` holds, of this process.
         final: The network after the last epoch, in float32.
         scores: What it was measured to do.
+        images: Number of training images in an epoch.
 
     Returns:
         The content of `result.json`.
@@ -155,7 +173,14 @@ def write_result(
     weights = folder / runs.WEIGHTS
     digest = files.write_atomically(weights, final.save_weights)
     history = files.read_rows(folder / runs.HISTORY)
-    seconds = sum(float(row["seconds"]) for row in history)
+    grown_from = config["grown_from"]
+    own = history[grown_from[-1]["epochs"] if grown_from else 0 :]
+    seconds = sum(float(row["seconds"]) for row in own)
+    passes = images * len(own)
+    try:
+        work = 3 * passes * applications.multiply_adds(final)
+    except ValueError:  # a network of one's own, of layers that are not counted
+        work = None
     result = {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -167,13 +192,17 @@ def write_result(
         "test_ece": scores.ece,
         "train_loss": float(history[-1]["loss"]),
         "train_error": 100 * (1 - float(history[-1]["accuracy"])),
-        "epochs": config["recipe"]["epochs"],
+        "epochs": int(history[-1]["epoch"]),
         "recipe": config["recipe"]["name"],
         "seed": config["seed"],
         "parameters": final.count_params(),
         "order_swaps": sum(int(row["order_swaps"]) for row in history),
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(config["train_images"] * len(history) / seconds, 1),
+        "images_per_second": round(config["train_images"] * len(own) / seconds, 1),
+        "total_train_seconds": round(_total(grown_from, "train_seconds", seconds), 1),
+        "image_passes": _total(grown_from, "image_passes", passes),
+        "multiply_adds": _total(grown_from, "multiply_adds", work),
+        "grown_from": grown_from,
         "backend": config["backend"],
         "device": config["device"],
         "command": (files.read_json(folder / runs.CONFIG) or config)["command"],
@@ -184,3 +213,9 @@ def write_result(
     }
     files.write_json(folder / runs.RESULT, result)
     return result
+
+
+def _total(rungs: Sequence[Mapping[str, Any]], key: str, own: Any) -> Any:
+    """What a run and those that it grew from took together; `None` where one does not say."""
+    values = [*(rung[key] for rung in rungs), own]
+    return None if None in values else sum(values)

@@ -1,7 +1,7 @@
 """What a training starts from: pretrained weights, and layers that stay as they are."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import keras
 from mf_zoo import applications, files
 from mf_zoo import weights as registry
 from mf_zoo.applications.builders import is_file
+from mf_zoo.applications.loading import registered
+from mf_zoo.training.ladder import read_trunk
 from mf_zoo.training.recipes import Recipe, fields
 from mf_zoo.training.settings import RunSettings
 
@@ -51,9 +53,9 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
     Raises:
         ValueError: If there are no weights of that name.
     """
-    if weights is None or is_file(weights):
+    if weights is None or is_file(weights) or not applications.network(model).mean_field:
         return recipe
-    record, default = registry.get(model, weights), Recipe(name="default")
+    record, default = registered(model, weights)[0], Recipe(name="default")
     return recipe.replace(
         **{
             key: getattr(record, key)
@@ -63,21 +65,33 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
     )
 
 
-def resolve(run: RunSettings) -> RunSettings:
+def resolve(run: RunSettings, begun: Mapping[str, Any] | None = None) -> RunSettings:
     """The settings of a run with what follows from its weights filled in.
 
     Args:
         run: The settings.
+        begun: The `config.json` of the run, if it has a checkpoint: then it can do without its
+            trunk, should that be gone.
 
     Returns:
-        The settings with the model's name as it is registered, the digest of a weight file, and the
-        stages' values of registered weights where the recipe is at its defaults.
+        The settings with the model's name as it is registered, the digests of a weight file and of
+        the checkpoint of a trunk, and the stages' values of registered weights where the recipe is
+        at its defaults.
 
     Raises:
         ValueError: If there is no such model, or there are no such weights.
+        UserError: If the run cannot grow from its trunk.
     """
+    model, trunk = applications.network(run.model).name, {}
+    if run.trunk is not None:
+        if begun is not None and not Path(run.trunk).exists():
+            digest = begun.get("trunk_sha256")
+        else:
+            digest = read_trunk(run.trunk, run).state["sha256"]
+        trunk = {"trunk": Path(run.trunk).absolute(), "trunk_sha256": digest}
     return run.replace(
-        model=applications.network(run.model).name,
+        model=model,
+        **trunk,
         recipe=with_stages_of(run.weights, run.model, run.recipe),
         **settings(run.weights, run.freeze),
     )

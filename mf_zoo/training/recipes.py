@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -64,6 +66,14 @@ class Recipe:
             `mf_zoo.layers`.
         dtype_policy: Keras dtype policy of the training; weights are float32 under all mixed
             ones, and the final test error is always measured in float32.
+        ladder: Networks that the model grows from within the schedule: names of architectures of
+            its family, each with the epoch at which it ends, as in `"ResNet20:10,ResNet32:20"`.
+            Those of a network with learned times have learned times. Empty for none.
+        growth_rule: Rule by which `mf_zoo.depth.refine` grows a network: `"split"`, `"constant"`
+            or `"linear"`.
+        growth_noise: Noise on the kernels of stages that have grown, see there.
+        growth_state: `"keep"`: the optimizer's momenta are refined like the weights; `"reset"`:
+            they start at 0.
 
     Raises:
         ValueError: If a value is out of range or of the wrong type.
@@ -102,6 +112,10 @@ class Recipe:
     dtype_policy: str = _value(
         "float32", "run", choices=("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
     )
+    ladder: str = _value("", "growth")
+    growth_rule: str = _value("split", "growth", choices=("split", "constant", "linear"))
+    growth_noise: float = _value(0.0, "growth", least=0)
+    growth_state: str = _value("keep", "growth", choices=("keep", "reset"))
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -113,6 +127,15 @@ class Recipe:
             self.warmup_epochs,
             self.warmup_epochs < self.epochs,
             f"less than the {self.epochs} epochs",
+        )
+        # One ladder has one spelling: names of runs are made of it.
+        object.__setattr__(self, "ladder", "".join(self.ladder.split()))
+        ends = [0, *(epoch for _, epoch in self.rungs), self.epochs]
+        _require(
+            "ladder",
+            self.ladder,
+            all(first < second for first, second in itertools.pairwise(ends)),
+            f"of networks that end one after another, before the {self.epochs} epochs do",
         )
         for name in ("quadrature", "integrator"):
             value = getattr(self, name)
@@ -127,6 +150,24 @@ class Recipe:
     def soft_labels(self) -> bool:
         """Whether images are mixed and labels one-hot, for mixup or CutMix."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def rungs(self) -> tuple[tuple[str, int], ...]:
+        """The networks of the ladder: the name of an architecture and the epoch at which it ends.
+
+        Example:
+
+        >>> mf_zoo.training.get_recipe("quick", ladder="ResNet20:10,ResNet32:20").rungs
+        (('ResNet20', 10), ('ResNet32', 20))
+        """
+        found = [re.fullmatch(r"(\w+):(\d+)", text) for text in self.ladder.split(",")]
+        _require(
+            "ladder",
+            self.ladder,
+            all(found) or not self.ladder,
+            'empty or a list such as "ResNet20:10,ResNet32:20"',
+        )
+        return tuple((match[1], int(match[2])) for match in found if match)
 
     def values(self, *parts: str) -> dict[str, Any]:
         """Returns the values that belong to some parts of a training, by name.
@@ -163,8 +204,8 @@ def fields(*parts: str) -> list[str]:
         *parts: Only those that belong to these parts of a training: `"run"` (its length and
             precision), `"batches"`, `"schedule"` (of the learning rate), `"optimizer"` (of all
             weights), `"times"` (what the optimizer does to particles), `"stage"` (arguments of
-            mean-field stages), `"augmentation"`, `"loss"`. Without any, all values but name and
-            description.
+            mean-field stages), `"augmentation"`, `"loss"`, `"growth"` (in depth). Without any, all
+            values but name and description.
 
     Returns:
         The names, in the order of `Recipe`.
@@ -356,7 +397,8 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def get_recipe(name: "str | Path | Recipe", **values) -> Recipe:
     """Finds a recipe by name or TOML file and changes some of its values.
 
-    A change of `epochs` alone keeps the shape of the schedule: `warmup_epochs` is scaled along.
+    A change of `epochs` alone keeps the shape of the schedule: `warmup_epochs` and the epochs of
+    the `ladder` are scaled along.
 
     Args:
         name: A name of `RECIPES`, the path of a `.toml` file, or a `Recipe`.
@@ -391,6 +433,9 @@ def get_recipe(name: "str | Path | Recipe", **values) -> Recipe:
             f"Received: {name!r}"
         )
     epochs = values.get("epochs")
-    if isinstance(epochs, int) and epochs > 0 and "warmup_epochs" not in values:
-        values["warmup_epochs"] = recipe.warmup_epochs * epochs / recipe.epochs
+    if isinstance(epochs, int) and epochs > 0:
+        scale = epochs / recipe.epochs
+        ladder = [f"{network}:{round(epoch * scale)}" for network, epoch in recipe.rungs]
+        scaled = {"warmup_epochs": recipe.warmup_epochs * epochs / recipe.epochs}
+        values = {**scaled, "ladder": ",".join(ladder), **values}
     return recipe.replace(**values)

@@ -13,7 +13,7 @@ import numpy as np
 from mf_zoo import applications, data, devices, files
 from mf_zoo import weights as registry
 from mf_zoo.errors import UserError, user_errors
-from mf_zoo.training import assembly, distribution, folder, pretrained, runs
+from mf_zoo.training import assembly, distribution, folder, growth, ladder, pretrained, runs
 from mf_zoo.training.assembly import EVALUATION_BATCH
 from mf_zoo.training.callbacks import (
     AverageLogs,
@@ -57,6 +57,14 @@ def train(
     images are left out at the end of an epoch. (What a dropout drops depends on the number; the
     zoo's networks have none.) All processes must see `output`; the main one writes it.
 
+    A run whose recipe has a `ladder` first trains the networks that it grows from, each until its
+    epoch of the one schedule, in run folders of their own in `output/rungs`; one whose settings
+    have a `trunk` grows from that run. It begins with the trunk's last checkpoint, refined to the
+    model by `mf_zoo.depth.refine`, the optimizer's state too, with BatchNormalization's statistics
+    measured anew on the first 5,000 training images. (A trunk of the same model is resumed as it
+    is.) Its history and times begin with those of the trunk; its result says what all of it took
+    (`image_passes`, `multiply_adds`, `total_train_seconds`) and what it has `grown_from`.
+
     Args:
         settings: What changes the outcome, a `RunSettings`.
         output: The run folder; must not hold a run unless `resume`.
@@ -85,9 +93,11 @@ def train(
     ```
     """
     machine = machine or Machine()
+    begun = folder.begun(Path(output)) if resume else None
     with user_errors():
         data.get(settings.dataset)
-        settings = pretrained.resolve(settings)
+        settings = pretrained.resolve(settings, begun)
+        rungs = ladder.rungs(settings) if settings.trunk is None else []
     assembly.check_on_device(machine.on_device)
     if machine.threads and not devices.limit_threads(machine.threads):
         print(
@@ -105,17 +115,17 @@ def train(
         command or shlex.join(sys.argv),
     )
     with contextlib.ExitStack() as stack, distribution.start(machine.distribute) as group:
-
-        def open_run() -> dict[str, Any]:
-            stack.enter_context(files.locked(run.output))
-            return folder.open_run(run.output, settings, resume)
-
-        return run.train(group, group.from_main(open_run))
+        state = run.open(group, stack, resume)
+        trunk = settings.trunk
+        if state["epoch"] == 0:
+            for rung in rungs:
+                trunk = run.climb(group, rung, trunk)
+        return run.train(group, state, trunk)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A run whose folder is ours; the fields are the arguments of `train`."""
+    """A run; the fields but for the last one are the arguments of `train`."""
 
     settings: RunSettings
     output: Path
@@ -124,9 +134,40 @@ class _Run:
     tensorboard: bool
     verbose: str | int
     command: str
+    top: "_Run | None" = None  # the run that this one is a rung of
 
-    def train(self, group: distribution.Group, state: dict[str, Any]) -> dict[str, Any]:
-        """Trains from `state` on, and writes the result."""
+    def open(
+        self, group: distribution.Group, stack: contextlib.ExitStack, resume: bool
+    ) -> dict[str, Any]:
+        """Makes the run folder ours while the stack is open, and returns the state to resume."""
+
+        def open_run() -> dict[str, Any]:
+            stack.enter_context(files.locked(self.output))
+            return folder.open_run(self.output, self.settings, resume)
+
+        return group.from_main(open_run)
+
+    def climb(
+        self, group: distribution.Group, settings: RunSettings, trunk: str | Path | None
+    ) -> Path:
+        """Trains a run that this one grows from, or what is left of it, and returns its folder."""
+        output = self.output / runs.RUNGS / f"{settings.model}-{settings.until}"
+        rung = dataclasses.replace(self, settings=settings, output=output, top=self)
+        with contextlib.ExitStack() as stack:
+            if not group.from_main((output / runs.RESULT).exists):
+                rung.train(group, rung.open(group, stack, resume=True), trunk)
+        return output
+
+    def train(
+        self, group: distribution.Group, state: dict[str, Any], trunk_folder: str | Path | None
+    ) -> dict[str, Any]:
+        """Trains from `state` on, and writes the result.
+
+        Args:
+            group: Who trains.
+            state: What `open` returned.
+            trunk_folder: The run that it grows from where the state is a beginning, if any.
+        """
         settings, recipe = self.settings, self.settings.recipe
         epoch = state["epoch"]
         if recipe.batch_size % group.devices:
@@ -134,6 +175,12 @@ class _Run:
                 "`batch_size` must be a multiple of the number of devices that share a batch. "
                 f"Received: batch_size={recipe.batch_size}, {group.devices} devices"
             )
+        trunk, grown_from = None, []
+        if epoch == 0 and trunk_folder is not None:
+            trunk = ladder.read_trunk(trunk_folder, settings)
+            grown_from = trunk.lineage
+        elif epoch > 0:
+            grown_from = (folder.begun(self.output) or {}).get("grown_from", [])
         keras.utils.set_random_seed(settings.seed)
         (images, labels), evaluated, split = assembly.load_data(
             settings.dataset, self.data_dir, settings.holdout, settings.limit
@@ -148,7 +195,7 @@ class _Run:
                 divisible_by=group.devices,
                 part=(group.process, group.processes),
             )
-        network = self._network(group, state, len(batches))
+        network = self._network(group, state, trunk, images, len(batches))
         config = {
             **settings.to_dict(),
             **self.machine.to_dict(),
@@ -157,6 +204,7 @@ class _Run:
             "evaluation_images": len(evaluated[0]),
             "steps_per_epoch": len(batches),
             "normalization": applications.normalization_of(network),
+            "grown_from": grown_from,
             "backend": keras.config.backend(),
             "versions": devices.versions(),
             "device": devices.device(self.machine.threads),
@@ -167,36 +215,46 @@ class _Run:
             "date": devices.now(),
         }
         if group.is_main:
-            folder.prepare(self.output, config, epoch)
-        if epoch < recipe.epochs:
+            if self.top is not None and not (self.top.output / runs.CONFIG).exists():
+                # The first rung has begun, and with it the run: `--resume` finds its settings.
+                top = {**config, **self.top.settings.to_dict()}
+                files.write_json(self.top.output / runs.CONFIG, top)
+            folder.prepare(self.output, config, epoch, trunk)
+        if trunk is not None:
+            epoch = trunk.epoch
+        if epoch < settings.last_epoch:
             self._fit(group, network, batches, evaluated, epoch)
         final = _network_of(config)
         final.set_weights(network.get_weights())
         scores = _evaluate(final, settings.dataset, *evaluated)
-        return group.from_main(lambda: folder.write_result(self.output, config, final, scores))
+        return group.from_main(
+            lambda: folder.write_result(self.output, config, final, scores, batches.count)
+        )
 
-    def _network(self, group: distribution.Group, state: dict[str, Any], steps: int) -> keras.Model:
-        """The compiled network: a new one, or that of the checkpoint."""
+    def _network(
+        self,
+        group: distribution.Group,
+        state: dict[str, Any],
+        trunk: ladder.Trunk | None,
+        images: np.ndarray,
+        steps: int,
+    ) -> keras.Model:
+        """The compiled network: a new one, one grown from a trunk, or that of the checkpoint."""
         settings, recipe = self.settings, self.settings.recipe
+        said = None
         with group.scope():
-            if state["epoch"] == 0:
+            if state["epoch"] > 0:
+                network = folder.load_checkpoint(self.output, state)
+                said = f"resuming {self.output} after epoch {state['epoch']} of {recipe.epochs}"
+            elif trunk is not None:
+                network, said = growth.grow(trunk, settings, images, group)
+            else:
                 with user_errors(), assembly.dtype_policy(recipe.dtype_policy):
                     schedule = learning_rate_schedule(recipe, steps)
-                    network = assembly.build_network(
-                        settings.model,
-                        recipe,
-                        weights=settings.weights,
-                        freeze=settings.freeze,
-                        dataset=settings.dataset,
-                    )
+                    network, said = growth.start(settings, images, group)
                     assembly.compile_network(network, recipe, schedule, settings.seed)
-            else:
-                network = folder.load_checkpoint(self.output, state)
-                if group.is_main:
-                    print(
-                        f"resuming {self.output} after epoch {state['epoch']} of {recipe.epochs}",
-                        file=sys.stderr,
-                    )
+            if said is not None and group.is_main:
+                print(said, file=sys.stderr)
             group.prepare(network)
         return network
 
@@ -210,6 +268,7 @@ class _Run:
     ) -> None:
         """Trains the network from `epoch` to the end."""
         settings, recipe = self.settings, self.settings.recipe
+        last = settings.last_epoch
         images, labels = evaluated
         targets = labels
         if recipe.soft_labels:
@@ -240,12 +299,12 @@ class _Run:
         with group.scope():
             network.fit(
                 training_data,
-                epochs=recipe.epochs,
+                epochs=last,
                 initial_epoch=epoch,
                 shuffle=False,  # `batches` shuffles; Keras would add an order no seed can repeat.
                 validation_data=mine,
                 validation_batch_size=_evaluation_batch(group),
-                validation_freq=sorted({*range(every, recipe.epochs, every), recipe.epochs}),
+                validation_freq=sorted({*range(every, last, every), last}),
                 callbacks=callbacks,
                 verbose=verbose,
             )

@@ -13,6 +13,7 @@ RESULT = "result.json"
 HISTORY = "history.csv"
 TIMES = "times.csv"
 WEIGHTS = "final.weights.h5"
+RUNGS = "rungs"  # folder of the runs that a run with a ladder grows from
 TENSORBOARD = "tensorboard"
 
 RunError = UserError  # what it was called in version 0.1

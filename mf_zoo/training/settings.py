@@ -78,9 +78,16 @@ class RunSettings(Record):
         weights: Registered weights to start from, such as `"cifar10"`, or a `.weights.h5` file.
             Where the recipe leaves quadrature and horizon at their defaults they are those of
             registered weights; for another number of classes the head starts afresh.
+            A file may be of another depth of the same family: it is refined or coarsened.
         freeze: Layers that are not trained: names, or patterns as in a shell (`"stage*"`).
         recipe: A `Recipe`, a name of `RECIPES` or a `.toml` file.
         weights_sha256: Digest of the file in `weights`, which `train` fills in.
+        until: End after so many epochs of the recipe's schedule, for other runs to grow from: a
+            trunk. `None` for all of them.
+        trunk: Folder of a run with `until` whose last checkpoint this one starts from, grown to
+            the model; it trains the epochs that are left. All settings must be those of the trunk,
+            but for model, `eval_every`, and what the recipe says of growth.
+        trunk_sha256: The same of the trunk's checkpoint.
 
     Raises:
         ValueError: If a value is out of range or of the wrong type.
@@ -114,6 +121,13 @@ class RunSettings(Record):
     )
     recipe: Recipe = RECIPES["paper"]
     weights_sha256: str | None = None
+    until: int | None = setting(
+        None, "end after epoch N of the schedule, for other runs to grow from", 1, "N"
+    )
+    trunk: str | None = setting(
+        None, "grow from the last checkpoint of a run that ended by --until", metavar="DIR"
+    )
+    trunk_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, Recipe):
@@ -122,6 +136,22 @@ class RunSettings(Record):
                 recipe = Recipe(**stored_values(recipe))
             object.__setattr__(self, "recipe", get_recipe(recipe))
         super().__post_init__()
+        start = max((epoch for _, epoch in self.recipe.rungs), default=0)
+        if self.until is not None and not start < self.until <= self.recipe.epochs:
+            raise ValueError(
+                f"`until` must be one of the epochs that the model trains, {start + 1} to "
+                f"{self.recipe.epochs}. Received: until={self.until}"
+            )
+        if self.weights is not None and (self.trunk is not None or self.recipe.ladder):
+            raise ValueError(
+                "A run starts from `weights` or grows from a trunk or a ladder; the trunk may "
+                f"start from weights. Received: weights={self.weights!r}"
+            )
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the recipe's schedule after which the run ends."""
+        return self.until or self.recipe.epochs
 
 
 @dataclasses.dataclass(frozen=True)

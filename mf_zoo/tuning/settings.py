@@ -76,6 +76,11 @@ class SearchSettings(Record):
         # A recipe may be given as that of a run.
         object.__setattr__(self, "recipe", RunSettings("any", recipe=self.recipe).recipe)
         super().__post_init__()
+        if self.recipe.ladder:
+            raise ValueError(
+                "A search trains every network from its beginning: its recipe has no `ladder`. "
+                f"Received: ladder={self.recipe.ladder!r}"
+            )
         if not self.models or len(set(self.models)) < len(self.models):
             raise ValueError(
                 f"`models` must be one name or several different ones. Received: {self.models}"

@@ -89,7 +89,7 @@ class _Driver:
         self.show = show
         self.stored = {row["run"]: row for row in files.read_rows(campaign.results / RUNS)}
         self.progress = {
-            run.name: Progress(run.name, run.settings.recipe.epochs) for run in campaign.runs
+            run.name: Progress(run.name, run.settings.last_epoch) for run in campaign.runs
         }
         self.children: dict[str, subprocess.Popen] = {}
 
@@ -97,7 +97,7 @@ class _Driver:
         return self.campaign.output / run.name
 
     def drive(self) -> list[Progress]:
-        for run in self.campaign.runs:
+        for run in reversed(self.campaign.runs):  # what grows before what it grows from
             self._look(run)
         self._gather()
         try:
@@ -130,7 +130,12 @@ class _Driver:
         except UserError as error:
             progress.state, progress.reason = "failed", str(error)
             return
-        if result is None and config is None and stored.get("state") == "finished":
+        if (
+            result is None
+            and config is None
+            and stored.get("state") == "finished"
+            and not self._is_needed(run)
+        ):
             progress.state, progress.epoch = "finished", int(stored["epochs_done"])
             progress.error = float(stored["test_error"])
             return
@@ -149,13 +154,33 @@ class _Driver:
                     f"{folder} holds a run with another {', '.join(differing)}: move it away"
                 )
 
+    def _is_needed(self, run: Run) -> bool:
+        """Whether another run is still to grow from it, for which its checkpoint must be there."""
+        return any(
+            self.progress[other.name].state != "finished" and not self._has_grown(other)
+            for other in self.campaign.runs
+            if other.trunk == run.name
+        )
+
+    def _has_grown(self, run: Run) -> bool:
+        return (self.folder(run) / runs.STATE).exists()
+
+    def _may_start(self, run: Run) -> bool:
+        """Whether what the run grows from, if anything, is finished; if it failed, so has it."""
+        if run.trunk is None or self._has_grown(run):
+            return True
+        trunk, progress = self.progress[run.trunk], self.progress[run.name]
+        if trunk.state == "failed":
+            progress.state, progress.reason = "failed", f"what it grows from failed: {trunk.run}"
+        return trunk.state == "finished"
+
     def _start(self) -> None:
         """Starts waiting runs, in order, until there are enough."""
         for run in self.campaign.runs:
             if len(self.children) >= self.campaign.jobs:
                 return
             progress, folder = self.progress[run.name], self.folder(run)
-            if progress.state not in ("waiting", "busy"):
+            if progress.state not in ("waiting", "busy") or not self._may_start(run):
                 continue
             if files.is_locked(folder):
                 progress.state = "busy"
@@ -181,8 +206,11 @@ class _Driver:
         """What a child is told, with its settings in a file beside its folder."""
         folder, data_dir = self.folder(run), self.campaign.data_dir
         file = self.campaign.output / f"{run.name}.settings.json"
+        settings = run.settings
+        if run.trunk is not None:
+            settings = settings.replace(trunk=self.campaign.output / run.trunk)
         content = {
-            "settings": run.settings.to_dict(),
+            "settings": settings.to_dict(),
             "machine": run.machine.to_dict(),
             "command": run.command(folder, data_dir),
         }

@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import itertools
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.training import recipes
+from mf_zoo.training import ladder, recipes
 from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.settings import Machine, RunSettings, flags
 
@@ -25,12 +26,14 @@ class Run:
         machine: The same.
         base: Name or file of the recipe that the overrides change.
         overrides: The values in which the recipe differs from that one, by name.
+        trunk: Name of the run of the campaign that it grows from, where its recipe has a ladder.
     """
 
     settings: RunSettings
     machine: Machine
     base: str
     overrides: Mapping[str, Any]
+    trunk: str | None = None
 
     @property
     def name(self) -> str:
@@ -38,12 +41,12 @@ class Run:
         settings, default = self.settings, RunSettings("default")
         parts = [settings.model, settings.dataset, settings.recipe.name, *texts(self.overrides)]
         # `eval_every` changes no weights.
-        for key in ("holdout", "limit", "weights", "freeze"):
+        for key in ("holdout", "limit", "weights", "freeze", "until", "trunk"):
             value = getattr(settings, key)
             if value != getattr(default, key):
                 parts.append(f"{key}={'+'.join(value) if key == 'freeze' else value}")
         name = "-".join([*parts, f"seed{settings.seed}"])
-        return name.replace("/", "_").replace("*", "_")
+        return re.sub("[/*:]", "_", name)
 
     def command(self, output: Path, data_dir: Path | None) -> str:
         """The command that does what the run does, for people to read and to repeat."""
@@ -79,6 +82,9 @@ class Run:
                 del found["weights"], found["weights_sha256"]
                 for name in recipes.fields("stage"):
                     del found["recipe"][name]
+        for found in (here, there):
+            # There a path and a digest: a run that grows looks at its trunk when it begins.
+            del found["trunk"], found["trunk_sha256"]
         return [key for key, value in here.items() if there[key] != value]
 
 
@@ -129,6 +135,9 @@ def load_campaign(path: str | Path) -> Campaign:
     The first seeds of all tables come first, then the second ones, and so on. So a network that is
     listed beside its twin is trained beside it, and what a time limit leaves is whole.
 
+    A run whose recipe has a ladder grows from runs that are added before it, one for each of the
+    ladder's networks, and shared by all runs that have the same beginning.
+
     Args:
         path: The TOML file.
 
@@ -176,6 +185,7 @@ def load_campaign(path: str | Path) -> Campaign:
     names = [run.name for run in found]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"A campaign must have each run once. Received: {twice[0]!r} twice")
+    found = _with_trunks(found)
     for key in ("name", "output", "results", "data_dir"):
         if not isinstance(content.get(key, ""), str):
             raise ValueError(f"`{key}` must be a string. Received: {key}={content[key]!r}")
@@ -256,6 +266,21 @@ def _run(values: Mapping[str, Any], mean_field: Mapping[str, Any], folder: Path)
         base=base,
         overrides=_overrides(base, recipe),
     )
+
+
+def _with_trunks(found: Sequence[Run]) -> list[Run]:
+    """The runs, each after those that it grows from, which are there once."""
+    runs: dict[str, Run] = {}
+    for run in found:
+        trunk = None
+        for rung in ladder.rungs(run.settings):
+            overrides = _overrides(run.base, rung.recipe)
+            branch = dataclasses.replace(run, settings=rung, overrides=overrides, trunk=trunk)
+            trunk = branch.name
+            runs.setdefault(trunk, branch)
+        # One that is a trunk as well may be there already.
+        runs.setdefault(run.name, dataclasses.replace(run, trunk=trunk))
+    return list(runs.values())
 
 
 def _overrides(base: str, recipe: Recipe) -> dict[str, Any]:

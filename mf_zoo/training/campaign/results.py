@@ -36,6 +36,9 @@ COLUMNS = (
     "versions",
     "date",
     "sha256",
+    # Of the run and of all that it grew from; files of earlier versions end before them.
+    "image_passes",
+    "multiply_adds",
 )
 
 
@@ -52,6 +55,7 @@ def summary(run: Run, folder: Path, state: str) -> dict[str, str]:
     history = whole_rows(folder / runs.HISTORY)
     seconds = sum(float(row["seconds"]) for row in history)
     images = config.get("train_images", 0) * len(history)
+    until = [] if settings.until is None else [f"until={settings.until}"]
     values: dict[str, Any] = {
         "run": run.name,
         # What it will be when somebody looks at it; a driver may be killed at any moment.
@@ -59,10 +63,10 @@ def summary(run: Run, folder: Path, state: str) -> dict[str, str]:
         "model": settings.model,
         "dataset": settings.dataset,
         "recipe": settings.recipe.name,
-        "overrides": " ".join(texts(run.overrides)),
+        "overrides": " ".join([*texts(run.overrides), *until]),
         "seed": settings.seed,
         "evaluated_on": config.get("evaluated_on"),
-        "epochs": settings.recipe.epochs,
+        "epochs": settings.last_epoch,
         "epochs_done": len(history),
         "order_swaps": sum(int(row["order_swaps"]) for row in history),
         "train_images": config.get("train_images"),
@@ -97,4 +101,6 @@ def copy_histories(folder: Path, results: Path, name: str) -> None:
         if not kept or {**kept[-1], **times} != kept[-1]:
             kept.append({"epoch": epoch, **times})
     if kept:
-        files.write_rows(results / f"{name}.{runs.TIMES}", kept, list(kept[0]))
+        # A network that grows gets particles on the way.
+        columns = dict.fromkeys(key for row in kept for key in row)
+        files.write_rows(results / f"{name}.{runs.TIMES}", kept, columns)
