@@ -350,14 +350,11 @@ def _updates(
 def _updates_of(stage: MeanFieldStage, x: np.ndarray) -> np.ndarray:
     """The residual functions of a stage at the states where its blocks stand."""
     template, found = stage.template(), []
-    x = ops.convert_to_tensor(x)
     arguments = {"training": False} if stage._template.takes_training else {}
-    for block in stage.blocks():
-        pairs = list(
-            zip(template.variables, map(ops.convert_to_tensor, block.weights), strict=True)
-        )
-        with keras.StatelessScope(pairs):
-            update = template(x, **arguments)
+    states = stage.states(ops.convert_to_tensor(x))
+    for block, state in zip(stage.blocks(), states[:-1], strict=True):
+        values = map(ops.convert_to_tensor, block.weights)
+        with keras.StatelessScope(list(zip(template.variables, values, strict=True))):
+            update = template(state, **arguments)
         found.append(ops.convert_to_numpy(ops.cast(update, "float32")))
-        x = stage.activation(x + ops.cast(block.step * update, x.dtype))
     return np.stack(found)

@@ -311,7 +311,7 @@ def transfer(
 
 
 def _equal_settings(source: MeanFieldStage, target: MeanFieldStage) -> bool:
-    keys = ("quadrature", "horizon", "train_times", "reorder")
+    keys = ("quadrature", "horizon", "train_times", "reorder", "integrator")
     one, other = source.get_config(), target.get_config()
     return all(one[key] == other[key] for key in keys)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mf_zoo import files
+from mf_zoo import devices, files
 from mf_zoo.errors import UserError
 from mf_zoo.training import runs
 from mf_zoo.training.campaign.file import Campaign, Run
@@ -226,6 +226,7 @@ class _Driver:
     def _environment(self) -> dict[str, str]:
         # The same network is compiled once for all seeds.
         ours = {"JAX_COMPILATION_CACHE_DIR": str((self.campaign.output / "jax-cache").resolve())}
+        ours |= devices.KEEP_MEMORY
         if self.campaign.jobs > 1:
             # Else the first process takes most of an accelerator's memory.
             ours["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
