@@ -135,6 +135,6 @@ def say_what_was_done(model: str, what: str, before: Architecture, after: Archit
     tell(
         f"{model} gets {what}: {how}, {before.particles} particles a stage become "
         f"{after.particles}. Nothing is trained at this depth yet: estimate the statistics of "
-        "BatchNormalization anew by `mf_zoo.depth.recalibrate(model, training_images)`, or train.",
+        "BatchNormalization anew by `mf_zoo.depth.recalibrate(model, batches)`, or train.",
         stacklevel=5,
     )

@@ -96,7 +96,7 @@ class Bench:
 
     def measure(self, model: str, name: str, rule: str, particles: tuple[int, ...]) -> None:
         """Measures all states of one network."""
-        from mf_zoo import applications, depth, weights
+        from mf_zoo import applications, data, depth, weights
 
         record = weights.get(model, name)
         source = applications.get(model)(weights=name, classifier_activation=None)
@@ -114,12 +114,15 @@ class Bench:
         }
 
         def resized(*, recalibrated: bool) -> Any:
-            images = self.images(record.dataset)[0]
+            images, labels, *_ = self.images(record.dataset)
             deeper = sum(particles) > sum(applications.architecture(model).particles)
             chosen = {"refine" if deeper else "coarsen": rule}
             network = depth.resize(source, particles, images=images[:100], **chosen)
             if recalibrated:
-                depth.recalibrate(network, images[: options.statistics])
+                some = slice(options.statistics)
+                augment = data.Augmentation(padding=4, flip=True)  # as they were trained
+                batches = data.batches(images[some], labels[some], 500, augment=augment, seed=0)
+                depth.recalibrate(network, batches)
             return network
 
         for state in (AS_IT_IS, RECALIBRATED, *(f"{n} epochs" for n in options.epochs)):

@@ -430,14 +430,33 @@ def test_statistics_are_the_average_of_those_of_batches():
     assert first.momentum == 0.7 and stage.template().bn1.momentum == 0.9
 
 
+def test_batches_of_every_kind_give_the_same_statistics():
+    x, y = np.random.default_rng(0).normal(1, 2, (7, 2)).astype("float32"), np.arange(7)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return x[4 * index : 4 * index + 4], y[4 * index : 4 * index + 4]
+
+    expected = (4 * x[:4].mean(axis=0) + 3 * x[4:].mean(axis=0)) / 7
+    for batches in (x, Batches(), [x[:4], x[4:]], ((x[i : i + 4], 0) for i in (0, 4))):
+        model = keras.Sequential([layers.Input((2,)), layers.BatchNormalization(name="bn")])
+        depth.recalibrate(model, batches, batch_size=4)
+        received = numbers(model.get_layer("bn").moving_mean)
+        np.testing.assert_allclose(received, expected, rtol=1e-5)
+
+
 def test_statistics_of_bad_images_change_nothing():
     model = keras.Sequential([layers.Input((2,)), layers.BatchNormalization()])
     before = model.get_weights()
     bad = np.full((4, 2), np.nan, "float32")
     with pytest.raises(ValueError, match="Received: some that are no numbers"):
         depth.recalibrate(model, bad)
-    with pytest.raises(ValueError, match="Received: 1 images"):
-        depth.recalibrate(model, bad[:1])
+    for none in (bad[:1], iter(()), [(bad[:1], 0)]):
+        with pytest.raises(ValueError, match=r"at least 2 images.*Received: images of type"):
+            depth.recalibrate(model, none)
     with pytest.raises(ValueError, match="Received: batch_size=1"):
         depth.recalibrate(model, bad, batch_size=1)
     with pytest.raises(ValueError, match="must be built and have a BatchNormalization"):

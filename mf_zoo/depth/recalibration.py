@@ -40,10 +40,13 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
     Args:
         model: A built model. Its statistics are changed, those of its stages too; its weights, its
             random generators and what is frozen are not.
-        images: Inputs of the model, an array `(count, ...)`: training images without their labels,
-            a few thousand. (The model normalises them inside, as in training.)
-        batch_size: Images in a batch; the statistics are those of batches of this size, so it
-            should not be much smaller than in training. A single image left over is not used.
+        images: A few thousand training images, augmented as in training (that matters: crops with
+            a border of zeros have other statistics than whole images). An array `(count, ...)`, or
+            batches of inputs, or of inputs and labels, as `fit` takes them: `mf_zoo.data.batches`,
+            another `keras.utils.PyDataset`, a `tf.data.Dataset`, a `DataLoader`, a generator that
+            ends. All batches are used, once.
+        batch_size: Images in a batch of an array; the statistics are those of batches of this size,
+            so it should not be much smaller than in training. A single image left over is not used.
 
     Raises:
         ValueError: Without images or anything to estimate, for a batch of less than 2 images, or if
@@ -56,15 +59,15 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
 
     >>> model = mf_zoo.applications.MFResNet20(weights="cifar10")
     >>> deeper = mf_zoo.depth.refine(model, "MFResNet32")
-    >>> images, _ = mf_zoo.data.sample("cifar10")
-    >>> mf_zoo.depth.recalibrate(deeper, images, batch_size=100)
+    >>> images, labels = mf_zoo.data.sample("cifar10")
+    >>> augment = mf_zoo.data.Augmentation(padding=4, flip=True)
+    >>> batches = mf_zoo.data.batches(images, labels, 100, augment=augment)
+    >>> mf_zoo.depth.recalibrate(deeper, batches)
     """
     if not isinstance(batch_size, int) or batch_size < 2:
         raise ValueError(
             f"`batch_size` must be an integer of at least 2. Received: batch_size={batch_size!r}"
         )
-    if len(images) < 2:
-        raise ValueError(f"`images` must be at least 2. Received: {len(images)} images")
     layers = [(layer, count) for layer, count in _normalizations(model) if layer.trainable]
     statistics = list(_statistics(model))
     if not statistics:
@@ -81,8 +84,7 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
         training = _Training(model)
         training.compile(jit_compile=devices.jit_compile())
         counted = 0
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
+        for batch in _batches(images, batch_size):
             if len(batch) < 2:
                 continue  # which has no variance
             for variable, _ in statistics:  # the moving averages are those of this batch then
@@ -92,6 +94,11 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
             for total, (variable, count) in zip(totals, statistics, strict=True):
                 value = ops.convert_to_numpy(variable).astype("float64")
                 total += len(batch) * value / (1 - _momentum(count) ** count)
+        if not counted:
+            raise ValueError(
+                "`images` must be at least 2 images, in an array or in batches. "
+                f"Received: images of type {type(images).__name__}"
+            )
         if not all(np.all(np.isfinite(total)) for total in totals):
             raise ValueError(
                 "The statistics of every batch must be finite. Received: some that are no numbers, "
@@ -104,6 +111,19 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
             variable.assign(value)
     for total, (variable, _) in zip(totals, statistics, strict=True):
         variable.assign(total / counted)
+
+
+def _batches(images: Any, batch_size: int) -> Iterator[Any]:
+    """The inputs of each batch."""
+    if hasattr(images, "shape"):
+        for start in range(0, len(images), batch_size):
+            yield images[start : start + batch_size]
+        return
+    if isinstance(images, keras.utils.PyDataset):
+        dataset = images
+        images = (dataset[index] for index in range(len(dataset)))
+    for batch in images:
+        yield ops.convert_to_numpy(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 def _momentum(count: int) -> float:
