@@ -16,6 +16,8 @@ from typing import Any
 from mf_zoo import files
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# `cpu`: seconds of the process alone, on a processor that others use too.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,13 @@ def parser(
     result.add_argument("--threads", type=positive, help="threads (default: all)")
     result.add_argument("--output", type=Path, help="CSV file to write")
     return result
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--clock`, one of `CLOCKS`."""
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: on a processor that others use, too"
+    )
 
 
 def positive(text: str) -> int:

@@ -7,6 +7,7 @@ from mf_zoo.layers.bottleneck_block import (
     PreActBottleneckBlock,
     ResNeXtBlock,
 )
+from mf_zoo.layers.conv2d import Conv2D
 from mf_zoo.layers.grouped_conv2d import GroupedConv2D
 from mf_zoo.layers.mean_field_stage import MeanFieldStage, stages
 from mf_zoo.layers.particles import Block, ParticleInfo, Reflect, reflect
@@ -27,6 +28,7 @@ __all__ = [
     "BatchNormalization",
     "Block",
     "BottleneckBlock",
+    "Conv2D",
     "GroupedConv2D",
     "MeanFieldStage",
     "MidpointRule",

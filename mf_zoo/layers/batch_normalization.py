@@ -36,41 +36,35 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.synchronized = bool(synchronized)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        # Measured on a CPU, ResNet-20, batch 128: a training step takes 0.77 of the time in float32
-        # and 0.64 in mixed_bfloat16 (benchmarks/results/batch_normalization-tensorflow.csv).
-        if not (
-            training
-            and self.trainable
-            and mask is None
-            and keras.backend.backend() == "tensorflow"
-            and not self.synchronized
-            and not self.renorm
-            and self.scale
-            and self.center
-            and len(inputs.shape) == 4
-            and self.axis in (-1, 3)
-            and self.epsilon > 1e-5
-            and keras.backend.standardize_dtype(inputs.dtype) != "float64"
-        ):
+        kernel = self._kernel(inputs, mask) if training and self.trainable else None
+        if kernel is None:
             return super().call(inputs, training=training, mask=mask)
-        import tensorflow as tf
-
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            ops.cast(self.gamma, "float32"),
-            ops.cast(self.beta, "float32"),
-            epsilon=self.epsilon,
-            is_training=True,
-        )
-        # The kernel returns the unbiased variance; Keras averages the biased one.
-        count = ops.cast(tf.size(inputs) // tf.shape(inputs)[-1], "float32")
+        outputs, mean, variance = kernel(self, inputs)
         for average, value in (
             (self.moving_mean, mean),
-            (self.moving_variance, variance * (count - 1) / count),
+            (self.moving_variance, variance),
         ):
             value = ops.cast(value, average.dtype)
             average.assign(average * self.momentum + value * (1.0 - self.momentum))
         return outputs
+
+    def _kernel(self, inputs: Any, mask: Any) -> Callable[..., Any] | None:
+        """The function that calls the backend's kernel; `None` where that does not apply."""
+        if mask is not None or self.synchronized or self.renorm or len(inputs.shape) != 4:
+            return None
+        backend, axis = keras.backend.backend(), self.axis % 4
+        if backend == "torch" and axis in (1, 3) and inputs.numel() > inputs.shape[axis]:
+            return _on_torch
+        if (
+            backend == "tensorflow"
+            and axis == 3
+            and self.scale
+            and self.center
+            and self.epsilon > 1e-5
+            and keras.backend.standardize_dtype(inputs.dtype) != "float64"
+        ):
+            return _on_tensorflow
+        return None
 
     def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:
         if not self.synchronized or mask is not None or keras.backend.backend() == "tensorflow":
@@ -78,6 +72,51 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if keras.backend.backend() == "torch":
             return _moments_of_processes(inputs, self._reduction_axes)
         return ops.moments(inputs, axes=self._reduction_axes)
+
+
+# Both kernels return the unbiased variance; Keras averages the biased one.
+
+
+def _on_tensorflow(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
+    """Outputs, mean and biased variance."""
+    # Measured on a CPU, ResNet-20, batch 128: a training step takes 0.77 of the time in float32
+    # and 0.64 in mixed_bfloat16 (benchmarks/results/batch_normalization-tensorflow.csv).
+    import tensorflow as tf
+
+    outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+        inputs,
+        ops.cast(layer.gamma, "float32"),
+        ops.cast(layer.beta, "float32"),
+        epsilon=layer.epsilon,
+        is_training=True,
+    )
+    count = ops.cast(tf.size(inputs) // tf.shape(inputs)[-1], "float32")
+    return outputs, mean, variance * (count - 1) / count
+
+
+def _on_torch(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
+    """Outputs, mean and biased variance."""
+    # Measured on a CPU, ResNet-20, batch 128: XXX
+    # (benchmarks/results/batch_normalization-torch.csv).
+    import torch
+
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    inputs = torch.movedim(inputs, layer.axis, 1)  # a view
+    channels = inputs.shape[1]
+    mean, variance = torch.zeros((2, channels), dtype=dtype, device=inputs.device)
+    outputs = torch.batch_norm(
+        inputs,
+        ops.cast(layer.gamma, dtype) if layer.scale else None,
+        ops.cast(layer.beta, dtype) if layer.center else None,
+        mean,  # averages with momentum 1: those of this batch
+        variance,
+        training=True,
+        momentum=1.0,
+        eps=layer.epsilon,
+        cudnn_enabled=torch.backends.cudnn.enabled,
+    )
+    count = inputs.numel() // channels
+    return torch.movedim(outputs, 1, layer.axis), mean, variance * ((count - 1) / count)
 
 
 def _moments_of_processes(inputs: Any, axes: Any) -> tuple[Any, Any]:
