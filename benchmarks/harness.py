@@ -176,7 +176,8 @@ def images_and_labels(batch: int, input_size: int = 32) -> tuple[Any, Any]:
     chosen = np.resize(chosen, batch)
     images, labels = images[chosen], labels[chosen]
     nearest = np.arange(input_size) * images.shape[1] // input_size
-    return images[:, nearest][:, :, nearest], labels
+    # As batches are in training: indexing leaves another order in memory.
+    return np.ascontiguousarray(images[:, nearest][:, :, nearest]), labels
 
 
 def compile_model(model: Any, optimizer: Any) -> Any:

@@ -27,9 +27,11 @@ class Conv2D(keras.layers.Conv2D):
         # Measured on a CPU: benchmarks/results/torch_step.csv.
         if keras.config.backend() != "torch" or self.data_format != "channels_last":
             return super().convolution_op(inputs, kernel)
+        # Of a kernel that has channels last in memory PyTorch makes outputs that have, too.
+        kernel = ops.transpose(kernel, (3, 0, 1, 2)).contiguous()
         outputs = ops.conv(
             ops.transpose(inputs, (0, 3, 1, 2)),
-            kernel,
+            ops.transpose(kernel, (1, 2, 3, 0)),
             strides=self.strides,
             padding=self.padding,
             data_format="channels_first",
