@@ -1,6 +1,7 @@
-"""Keras's BatchNormalization with TensorFlow's fused kernel in training."""
+"""Keras's BatchNormalization with the fused kernels of TensorFlow and PyTorch in training."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="mf_zoo")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, trained by one fused kernel on TensorFlow.
+    """`keras.layers.BatchNormalization`, trained by one fused kernel on TensorFlow, PyTorch.
 
     Same arguments, weights and values. Keras composes the training pass of elementary operations,
-    each a sweep over the activations; on TensorFlow this layer calls `fused_batch_norm` instead.
+    each a sweep over the activations; on TensorFlow this layer calls `fused_batch_norm` instead, on
+    PyTorch `batch_norm`, which also keep less for the gradient.
     `python -m benchmarks.batch_normalization` measures what that is worth. Elsewhere, in inference,
     and where the kernel does not apply (axis, mask, `synchronized`), it is Keras's own code.
 
@@ -53,7 +55,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if mask is not None or self.synchronized or self.renorm or len(inputs.shape) != 4:
             return None
         backend, axis = keras.backend.backend(), self.axis % 4
-        if backend == "torch" and axis in (1, 3) and inputs.numel() > inputs.shape[axis]:
+        if backend == "torch" and axis in (1, 3) and math.prod(inputs.shape) > inputs.shape[axis]:
             return _on_torch
         if (
             backend == "tensorflow"
@@ -100,6 +102,7 @@ def _on_torch(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
     # (benchmarks/results/batch_normalization-torch.csv).
     import torch
 
+    inputs = ops.convert_to_tensor(inputs)
     dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     inputs = torch.movedim(inputs, layer.axis, 1)  # a view
     channels = inputs.shape[1]
