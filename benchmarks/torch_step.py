@@ -2,13 +2,12 @@
 
 `MFResNet20` as `mf-zoo train --recipe quick` compiles it, and the same network in `torch.nn` with
 channels last, trained by `torch.optim.SGD` with the same loss, weight decay and images, with the
-same weights to begin with. A third side, the network in Keras's own layers with Keras's SGD, tells
-what this package's layers are worth. All dtype policies in one process, measured in turn; the
-hand-written network computes with `torch.autocast` where the policy is mixed.
+same weights to begin with. A third side, the network in Keras's own layers, tells what this
+package's layers are worth. All sides in one process, measured in turn; the hand-written network
+computes with `torch.autocast` where the policy is mixed.
 """
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks import harness
@@ -184,28 +183,30 @@ def measure(
 ) -> list[harness.Comparison]:
     """Measures a training step of all sides under all policies, in turn."""
     images, labels = harness.images_and_labels(batch)
-    sides: dict[tuple[str, str], Callable[[], Any]] = {}
+    rows = []
     for policy in policies:
         models = networks(DEPTH, policy)
         check_equal(models, images, 1e-3 if policy == "float32" else 5e-2)
-        for name, model in models.items():
-            sides[policy, name] = lambda model=model: model.train_on_batch(images, labels)
-    harness.say("training steps")
-    harness.interleave(sides, 1, 2)
-    seconds = harness.interleave(sides, rounds, steps, harness.CLOCKS[clock])
-    return [
-        harness.compare(
-            {name: seconds[policy, name] for name in (MEAN_FIELD, PLAIN, WRITTEN)},
-            side,
-            WRITTEN,
-            depth=DEPTH,
-            measure="train",
-            policy=policy,
-            target=TARGET if side == MEAN_FIELD else None,
-        )
-        for policy in policies
-        for side in (MEAN_FIELD, PLAIN)
-    ]
+        sides = {
+            name: lambda model=model: model.train_on_batch(images, labels)
+            for name, model in models.items()
+        }
+        harness.say(f"training steps in {policy}")
+        harness.interleave(sides, 1, 2)
+        seconds = harness.interleave(sides, rounds, steps, harness.CLOCKS[clock])
+        rows += [
+            harness.compare(
+                seconds,
+                side,
+                WRITTEN,
+                depth=DEPTH,
+                measure="train",
+                policy=policy,
+                target=TARGET if side == MEAN_FIELD else None,
+            )
+            for side in (MEAN_FIELD, PLAIN)
+        ]
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:

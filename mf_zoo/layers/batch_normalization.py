@@ -41,13 +41,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         kernel = self._kernel(inputs, mask) if training and self.trainable else None
         if kernel is None:
             return super().call(inputs, training=training, mask=mask)
-        outputs, mean, variance = kernel(self, inputs)
-        for average, value in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance),
-        ):
+        outputs, *statistics = kernel(self, inputs)
+        averages = self.moving_mean, self.moving_variance
+        for average, value in zip(averages, statistics, strict=True):
             value = ops.cast(value, average.dtype)
-            average.assign(average * self.momentum + value * (1.0 - self.momentum))
+            average.assign(average.value * self.momentum + value * (1.0 - self.momentum))
         return outputs
 
     def _kernel(self, inputs: Any, mask: Any) -> Callable[..., Any] | None:
@@ -103,14 +101,14 @@ def _on_torch(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
     import torch
 
     inputs = ops.convert_to_tensor(inputs)
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    inputs = torch.movedim(inputs, layer.axis, 1)  # a view
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    inputs = inputs.movedim(layer.axis, 1)  # a view
     channels = inputs.shape[1]
     mean, variance = torch.zeros((2, channels), dtype=dtype, device=inputs.device)
     outputs = torch.batch_norm(
         inputs,
-        ops.cast(layer.gamma, dtype) if layer.scale else None,
-        ops.cast(layer.beta, dtype) if layer.center else None,
+        layer.gamma.value.to(dtype) if layer.scale else None,
+        layer.beta.value.to(dtype) if layer.center else None,
         mean,  # averages with momentum 1: those of this batch
         variance,
         training=True,
@@ -119,7 +117,7 @@ def _on_torch(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
         cudnn_enabled=torch.backends.cudnn.enabled,
     )
     count = inputs.numel() // channels
-    return torch.movedim(outputs, 1, layer.axis), mean, variance * ((count - 1) / count)
+    return outputs.movedim(1, layer.axis), mean, variance * ((count - 1) / count)
 
 
 def _moments_of_processes(inputs: Any, axes: Any) -> tuple[Any, Any]:

@@ -27,14 +27,15 @@ class Conv2D(keras.layers.Conv2D):
         # Measured on a CPU: benchmarks/results/torch_step.csv.
         if keras.config.backend() != "torch" or self.data_format != "channels_last":
             return super().convolution_op(inputs, kernel)
+        inputs, kernel = ops.convert_to_tensor(inputs), ops.convert_to_tensor(kernel)
         # Of a kernel that has channels last in memory PyTorch makes outputs that have, too.
-        kernel = ops.transpose(kernel, (3, 0, 1, 2)).contiguous()
+        kernel = kernel.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
         outputs = ops.conv(
-            ops.transpose(inputs, (0, 3, 1, 2)),
-            ops.transpose(kernel, (1, 2, 3, 0)),
+            inputs.permute(0, 3, 1, 2),
+            kernel,
             strides=self.strides,
             padding=self.padding,
             data_format="channels_first",
             dilation_rate=self.dilation_rate,
         )
-        return ops.transpose(outputs, (0, 2, 3, 1))
+        return outputs.permute(0, 2, 3, 1)
