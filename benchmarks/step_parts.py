@@ -1,7 +1,8 @@
 """`python -m benchmarks.step_parts`: where JAX's training step goes on the CPU.
 
-The layers that `MFResNet20` is made of, each compiled alone, forward and backward in training, with
-what PyTorch takes for the same layer with channels last; then the whole step, `MFResNet20` against
+The layers that `MFResNet20` is made of, each compiled alone: forward in training and the gradients,
+with what PyTorch takes for the same layer with channels last (JAX computes of a BatchNormalization
+the forward pass again for the gradient); then the whole step, `MFResNet20` against
 hand-written PyTorch (`benchmarks.torch_step`). Seconds of a part are those of all such layers.
 Start it with `KERAS_BACKEND=jax` under `taskset -c 0` for one thread.
 """
@@ -14,35 +15,70 @@ from benchmarks import harness, torch_step
 
 TORCH = "torch eager"
 DEPTH = 20
-# Channels, pixels a side, 3x3 convolutions without stride, BatchNormalizations.
-SHAPES = ((16, 32, 6, 7), (32, 16, 5, 7), (64, 8, 5, 7))
+# How many, channels, filters, pixels a side (padded where strided), strides; 3x3.
+CONVOLUTIONS = (
+    (1, 3, 16, 32, 1),
+    (6, 16, 16, 32, 1),
+    (1, 16, 32, 34, 2),
+    (5, 32, 32, 16, 1),
+    (1, 32, 64, 18, 2),
+    (5, 64, 64, 8, 1),
+)
+# How many, channels, pixels a side.
+NORMALIZATIONS = ((7, 16, 32), (7, 32, 16), (7, 64, 8))
 
 
-def jax_step(layer: Any, inputs: Any) -> Callable[[], Any]:
-    """The gradients of a layer's weights and input in training, compiled."""
+def jax_steps(layer: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
+    """Forward and gradients of a layer in training, compiled: by name of the part."""
     import jax
     import keras
-    from keras import ops
 
     layer = keras.Sequential([keras.Input(inputs.shape[1:]), layer])
     frozen = [variable.value for variable in layer.non_trainable_variables]
 
-    def loss(trained: Any, inputs: Any) -> Any:
-        outputs, _ = layer.stateless_call(trained, frozen, inputs, training=True)
-        return ops.sum(ops.square(outputs))
+    def call(trained: Any, inputs: Any) -> Any:
+        return layer.stateless_call(trained, frozen, inputs, training=True)[0]
 
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    def gradient(argument: int) -> Any:
+        def pull(direction: Any, *arguments: Any) -> Any:
+            def of_one(value: Any) -> Any:
+                return call(*arguments[:argument], value, *arguments[argument + 1 :])
+
+            return jax.vjp(of_one, arguments[argument])[1](direction)
+
+        return jax.jit(pull)
+
     arguments = [v.value for v in layer.trainable_variables], jax.numpy.asarray(inputs)
-    return lambda: jax.block_until_ready(gradients(*arguments))
+    forward, of_weights, of_input = jax.jit(call), gradient(0), gradient(1)
+    direction = forward(*arguments)
+    return {
+        "forward": lambda: jax.block_until_ready(forward(*arguments)),
+        "input's gradient": lambda: jax.block_until_ready(of_input(direction, *arguments)),
+        "weights' gradient": lambda: jax.block_until_ready(of_weights(direction, *arguments)),
+    }
 
 
-def pytorch_step(layer: Any, inputs: Any) -> Callable[[], Any]:
+def pytorch_steps(layer: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
     """The same of a `torch.nn` layer, with channels last."""
     import torch
 
     layer = layer.to(memory_format=torch.channels_last)
     x = torch.from_numpy(inputs).permute(0, 3, 1, 2).requires_grad_()
-    return lambda: torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    outputs = layer(x)
+    direction, weights = outputs.detach(), list(layer.parameters())
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return layer(x)
+
+    def gradient(of: list[Any]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(outputs, of, direction, retain_graph=True)
+
+    return {
+        "forward": forward,
+        "input's gradient": gradient([x]),
+        "weights' gradient": gradient(weights),
+    }
 
 
 def parts(batch: int) -> dict[str, tuple[int, Callable[[], Any], Callable[[], Any]]]:
@@ -52,20 +88,24 @@ def parts(batch: int) -> dict[str, tuple[int, Callable[[], Any], Callable[[], An
 
     from mf_zoo.layers import BatchNormalization, Conv2D
 
+    rng = np.random.default_rng(0)
+
     found = {}
-    for channels, side, convolutions, normalizations in SHAPES:
-        x = np.random.default_rng(0).normal(size=(batch, side, side, channels)).astype("float32")
-        for count, kind, ours, theirs in (
-            (
-                convolutions,
-                "convolution",
-                Conv2D(channels, 3, padding="same", use_bias=False),
-                nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            ),
-            (normalizations, "BatchNormalization", BatchNormalization(), nn.BatchNorm2d(channels)),
-        ):
-            name = f"{count} x {kind}, {channels} channels, {side} x {side}"
-            found[name] = count, jax_step(ours, x), pytorch_step(theirs, x)
+    for count, channels, filters, side, strides in CONVOLUTIONS:
+        x = rng.normal(size=(batch, side, side, channels)).astype("float32")
+        padding = "same" if strides == 1 else "valid"
+        ours = Conv2D(filters, 3, strides=strides, padding=padding, use_bias=False)
+        theirs = nn.Conv2d(channels, filters, 3, strides, int(strides == 1), bias=False)
+        name = f"{count} x convolution {channels} to {filters}, {side} x {side}"
+        sides = jax_steps(ours, x), pytorch_steps(theirs, x)
+        for part in sides[0]:
+            found[f"{name}, {part}"] = count, sides[0][part], sides[1][part]
+    for count, channels, side in NORMALIZATIONS:
+        x = rng.normal(size=(batch, side, side, channels)).astype("float32")
+        name = f"{count} x BatchNormalization {channels}, {side} x {side}"
+        sides = jax_steps(BatchNormalization(), x), pytorch_steps(nn.BatchNorm2d(channels), x)
+        for part in ("forward", "input's gradient"):
+            found[f"{name}, {part}"] = count, sides[0][part], sides[1][part]
     return found
 
 
