@@ -96,7 +96,7 @@ def _on_tensorflow(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, An
 
 def _on_torch(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
     """Outputs, mean and biased variance."""
-    # Measured on a CPU, ResNet-20, batch 128: XXX
+    # Measured on a CPU, ResNet-20, batch 128: a training step takes 0.78 of the time in float32
     # (benchmarks/results/batch_normalization-torch.csv).
     import torch
 
