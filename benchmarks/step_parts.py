@@ -127,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     keras.utils.set_random_seed(0)
     clock = harness.CLOCKS[options.clock]
     shared = harness.circumstances(options.batch, None, "torch") | {"clock": options.clock}
+    output = options.output or harness.RESULTS / f"step_parts-{backend}.csv"
     rows = []
 
     def measure(name: str, count: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
@@ -138,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(
             harness.compare(seconds, backend, TORCH, depth=DEPTH, measure=name, policy="float32")
         )
+        harness.write_csv(output, rows, shared)  # what is done, if it is cut off
 
     for name, part in parts(options.batch).items():
         measure(name, *part)
@@ -148,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         for side in (torch_step.MEAN_FIELD, torch_step.WRITTEN)
     ]
     measure("train", 1, *steps)
-    harness.report(rows, shared, options.output or harness.RESULTS / f"step_parts-{backend}.csv")
+    harness.report(rows, shared, output)
     return 0
 
 
