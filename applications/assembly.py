@@ -12,7 +12,7 @@ import mf_zoo.layers
 from mf_zoo.applications.architectures import Architecture, Normalization
 from mf_zoo.applications.inputs import cifar10_normalization
 from mf_zoo.chains import Chain
-from mf_zoo.layers import BatchNormalization, MeanFieldStage
+from mf_zoo.layers import BatchNormalization, Conv2D, MeanFieldStage
 
 
 def residual_function(architecture: Architecture, stage: int, **arguments: Any) -> layers.Layer:
@@ -35,7 +35,7 @@ def _axis() -> int:
 def _convolution(
     filters: int, size: int, name: str, strides: int = 1, padded: bool = False
 ) -> layers.Layer:
-    return layers.Conv2D(
+    return Conv2D(
         filters,
         size,
         strides=strides,

@@ -2,8 +2,8 @@
 
 The training step of the same ResNet-20 in plain Keras layers, once with
 `keras.layers.BatchNormalization` and once with `mf_zoo.layers.BatchNormalization`, in float32 and
-in mixed_bfloat16: four networks in one process, measured in turn. The two differ on TensorFlow
-only; elsewhere the ratio is 1 but for noise.
+in mixed_bfloat16: four networks in one process, measured in turn. The two differ on TensorFlow and
+PyTorch; on JAX the ratio is 1 but for noise.
 """
 
 import sys
@@ -42,13 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     harness.quiet()
     parser = harness.parser("BatchNormalization in ResNet-20: mf_zoo's against Keras's.", 7, 3)
+    harness.add_clock(parser)
     options = parser.parse_args(arguments)
 
     harness.limit_threads(options.threads)
     import keras
 
     keras.utils.set_random_seed(0)
-    shared = harness.circumstances(options.batch, options.threads)
+    shared = harness.circumstances(options.batch, options.threads) | {"clock": options.clock}
     output = options.output or harness.RESULTS / f"batch_normalization-{shared['backend']}.csv"
     images, labels = harness.images_and_labels(options.batch)
 
@@ -57,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     steps = {key: step(model) for key, model in networks().items()}
     harness.interleave(steps, rounds=1, steps=2)  # compiles
-    seconds = harness.interleave(steps, options.rounds, options.steps)
+    seconds = harness.interleave(
+        steps, options.rounds, options.steps, harness.CLOCKS[options.clock]
+    )
     rows = [
         harness.compare(
             {name: seconds[policy, name] for name in (OURS, KERAS)},

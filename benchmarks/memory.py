@@ -40,8 +40,8 @@ class Memory:
     ratio: float
 
 
-def compiled_step(network: Any, images: Any, labels: Any) -> tuple[Any, Any]:
-    """A training step compiled by XLA (JAX), and the state that it takes, with the batch."""
+def lowered_step(network: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+    """A training step traced and lowered for XLA (JAX), and the state that it takes."""
     import jax
 
     from mf_zoo.optimizers import MeanFieldSGD
@@ -58,7 +58,13 @@ def compiled_step(network: Any, images: Any, labels: Any) -> tuple[Any, Any]:
     )
     state = tuple([variable.value for variable in part] for part in parts)
     step = jax.jit(network.train_step, donate_argnums=0)
-    return step.lower(state, (images, labels)).compile(), state
+    return step.lower(state, (images, labels)), state
+
+
+def compiled_step(network: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+    """A training step compiled by XLA (JAX), and the state that it takes, with the batch."""
+    lowered, state = lowered_step(network, images, labels)
+    return lowered.compile(), state
 
 
 def xla_bytes(network: Any, images: Any, labels: Any) -> int:

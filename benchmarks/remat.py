@@ -8,14 +8,11 @@ autograd keeps after the forward pass. The two networks take their steps in turn
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import harness, memory
-
-_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def measure(
         found[remat], sides[str(remat)] = _memory_and_step(network, images, labels)
     for step in sides.values():
         step()
-    seconds = harness.interleave(sides, rounds, steps, _CLOCKS[clock])
+    seconds = harness.interleave(sides, rounds, steps, harness.CLOCKS[clock])
     ratio = harness.ratio(seconds["True"], seconds["False"])
     return Rematerialisation(
         model,
@@ -117,9 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--models", nargs="+", default=["MFResNet110"])
     parser.add_argument("--dtype-policies", nargs="+", default=["float32"])
-    parser.add_argument(
-        "--clock", choices=_CLOCKS, default="wall", help="cpu: on a processor that others use, too"
-    )
+    harness.add_clock(parser)
     options = parser.parse_args(arguments)
 
     harness.limit_threads(options.threads)

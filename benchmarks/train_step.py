@@ -5,8 +5,8 @@ Three sides are built with the same weights, compiled alike and measured in turn
 - *mean-field*: `MFResNet20`, ... trained by `MeanFieldSGD`;
 - *plain Keras*: the same network in Keras's own layers, trained by Keras's SGD;
 - *plain, fused BN*: the same, with `mf_zoo.layers.BatchNormalization` in place of Keras's. Against
-  it only the price of stacking, sorting and learned times is left. It is measured on TensorFlow
-  alone: elsewhere that layer is Keras's.
+  it only the price of stacking, sorting and learned times is left. It is not measured on JAX,
+  where that layer is Keras's.
 
 Measures, in seconds: `train`, a steady `train_on_batch`; `predict`, a steady `predict_on_batch`;
 `compile`, the first `train_on_batch` less a steady one; `build`, making and compiling the model
@@ -55,7 +55,7 @@ def builders() -> dict[str, Callable[[int], Any]]:
     import keras
 
     sides = {MEAN_FIELD: mean_field, PLAIN: plain}
-    if keras.config.backend() == "tensorflow":
+    if keras.config.backend() != "jax":
         sides[PLAIN_FUSED] = lambda depth: plain(depth, fused=True)
     return sides
 

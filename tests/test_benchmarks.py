@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 if str(ROOT) not in sys.path:
@@ -21,6 +22,7 @@ from benchmarks import (
     harness,
     integrators,
     memory,
+    torch_step,
     train_step,
     tuning,
 )
@@ -61,7 +63,7 @@ def sides():
 
 def test_all_sides_are_the_same_network(sides):
     images, _ = harness.images_and_labels(8)
-    assert len(sides) == 2 + (keras.config.backend() == "tensorflow")
+    assert len(sides) == 2 + (keras.config.backend() != "jax")
     outputs = {
         name: keras.ops.convert_to_numpy(side(images, training=False))
         for name, side in sides.items()
@@ -90,6 +92,23 @@ def test_all_sides_train_alike(sides):
             # The step itself. Rounding turns a ReLU on or off here and there, worth half a percent.
             difference = np.linalg.norm(got - after[name])
             assert difference < 0.05 * np.linalg.norm(after[name] - before[name]), name
+
+
+@pytest.mark.once_on_torch
+def test_the_hand_written_network_trains_as_ours_does():
+    images, labels = harness.images_and_labels(16)
+    models = torch_step.networks(20, "float32")
+    torch_step.check_equal(models, images, 1e-4)
+    for _ in range(2):
+        losses = [model.train_on_batch(images, labels)[0] for model in models.values()]
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    # Weights that have moved alike, by learning rate, momentum and weight decay.
+    torch_step.check_equal(models, images, 5e-3)
+    module = models[torch_step.WRITTEN].module
+    with torch.no_grad():
+        module.fc.bias += 0.1
+    with pytest.raises(AssertionError, match="mean-field and hand-written"):
+        torch_step.check_equal(models, images, 5e-3)
 
 
 def test_a_network_that_has_moved_has_no_plain_equal(sides):

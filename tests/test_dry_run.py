@@ -35,12 +35,26 @@ def test_activations_of_a_tiny_network_by_hand(policy):
     expected = 4 * (image + state + 2 * 4 * state + pooled)
     if policy != "float32":
         expected //= 2
-    if TORCH:
-        # Of a particle two copied inputs of convolutions and two ReLUs in the compute dtype, two
-        # inputs of BatchNormalization, centred and not, in float32.
-        size = 4 if policy == "float32" else 2
-        expected = size * (image + pooled) + 2 * state * (4 * size + 4 * 4)
     assert activation_bytes(model) == expected
+
+
+@pytest.mark.skipif(not TORCH, reason="what Keras keeps on PyTorch")
+@pytest.mark.parametrize(("policy", "size"), [("float32", 4), ("mixed_bfloat16", 2)])
+def test_keras_own_layers_keep_more_on_pytorch(policy, size):
+    with dtype_policy(policy):
+        model = keras.Sequential(
+            [
+                layers.Input((8, 8, 3)),
+                layers.Conv2D(4, 3, padding="same"),
+                layers.BatchNormalization(),
+                layers.ReLU(),
+                layers.Conv2D(4, 3),
+            ]
+        )
+    # Two copied inputs of convolutions and the ReLU in the compute dtype; the input of
+    # BatchNormalization, centred and not, in float32.
+    image, state = 8 * 8 * 3, 8 * 8 * 4
+    assert activation_bytes(model) == size * (image + 2 * state) + 4 * 2 * state
 
 
 def resnet20_bytes(side):

@@ -11,6 +11,7 @@ from mf_zoo.layers import (
     BasicBlock,
     BatchNormalization,
     BottleneckBlock,
+    Conv2D,
     GroupedConv2D,
     MeanFieldStage,
     PreActBasicBlock,
@@ -57,6 +58,16 @@ class Conventions(testing.TestCase):
     def test_resnext_block(self):
         arguments = {"filters": 16, "cardinality": 2, "width": 4}
         self.check(ResNeXtBlock, arguments, output=(2, 4, 4, 64), trained=9, fixed=6)
+
+    def test_convolution(self):
+        self.run_layer_test(
+            Conv2D,
+            {"filters": 6, "kernel_size": 3, "strides": 2},
+            input_shape=SHAPE,
+            expected_output_shape=(2, 1, 1, 6),
+            expected_num_trainable_weights=2,
+            expected_num_non_trainable_weights=0,
+        )
 
     def test_grouped_convolution(self):
         arguments = {"filters": 6, "kernel_size": 3, "groups": 2}

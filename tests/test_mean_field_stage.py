@@ -688,8 +688,8 @@ def test_rematerialisation_keeps_the_input_of_each_block():
         del loss
         return found
 
-    # Four inputs and what the weights take, in units of an activation.
-    assert 4 <= kept(True) < 4.5 and kept(False) > 20
+    # Four inputs and what the weights take, in units of an activation; else four of each block.
+    assert 4 <= kept(True) < 4.5 and kept(False) > 16
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA is told what to keep apart")
@@ -847,21 +847,6 @@ def test_wrong_arguments(arguments, message):
 def test_a_block_that_changes_the_shape_is_refused():
     with pytest.raises(ValueError, match=r"must preserve the shape.*Received: block='wide'"):
         MeanFieldStage(layers.Dense(5, name="wide"), 2).build((None, 4))
-
-
-def test_batch_normalization_equals_keras_in_values_gradients_and_statistics():
-    x = images(4) * 2 + 1
-    ours = BatchNormalization(momentum=0.8, epsilon=1e-3)
-    theirs = layers.BatchNormalization(momentum=0.8, epsilon=1e-3)
-    for layer in (ours, theirs):
-        layer.build(x.shape)
-        randomize(layer)
-    got, want = (value_and_gradients(layer, x, squares) for layer in (ours, theirs))
-    assert got[0] == pytest.approx(want[0], rel=1e-4)
-    for a, b in zip(got[1], want[1], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.once

@@ -11,6 +11,7 @@ from mf_zoo.devices import accelerator
 from mf_zoo.layers import (
     BatchNormalization,
     Block,
+    Conv2D,
     EulerIntegrator,
     GroupedConv2D,
     MeanFieldStage,
@@ -19,8 +20,12 @@ from mf_zoo.layers.grouped_conv2d import _merged
 from mf_zoo.layers.residual_function import ResidualFunction
 
 # Layers of mf_zoo that compute in inference what a layer of Keras computes.
-_PLAIN = {BatchNormalization: layers.BatchNormalization, GroupedConv2D: layers.Conv2D}
-_CONVOLUTIONS = (layers.Conv2D, GroupedConv2D)
+_PLAIN = {
+    BatchNormalization: layers.BatchNormalization,
+    Conv2D: layers.Conv2D,
+    GroupedConv2D: layers.Conv2D,
+}
+_CONVOLUTIONS = (layers.Conv2D, Conv2D, GroupedConv2D)
 _NORMALIZATIONS = (layers.BatchNormalization, BatchNormalization)
 HALF_PRECISION = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 _FOR_TRAINING = ("_initializer", "_regularizer", "_constraint")

@@ -7,6 +7,7 @@ from mf_zoo.layers.bottleneck_block import (
     PreActBottleneckBlock,
     ResNeXtBlock,
 )
+from mf_zoo.layers.conv2d import Conv2D
 from mf_zoo.layers.grouped_conv2d import GroupedConv2D
 from mf_zoo.layers.integrators import (
     EulerIntegrator,
@@ -34,6 +35,7 @@ __all__ = [
     "BatchNormalization",
     "Block",
     "BottleneckBlock",
+    "Conv2D",
     "EulerIntegrator",
     "GroupedConv2D",
     "HeunIntegrator",

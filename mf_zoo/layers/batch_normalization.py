@@ -1,6 +1,7 @@
-"""Keras's BatchNormalization with TensorFlow's fused kernel in training."""
+"""Keras's BatchNormalization with the fused kernels of TensorFlow and PyTorch in training."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="mf_zoo")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, trained by one fused kernel on TensorFlow.
+    """`keras.layers.BatchNormalization`, trained by one fused kernel on TensorFlow, PyTorch.
 
     Same arguments, weights and values. Keras composes the training pass of elementary operations,
-    each a sweep over the activations; on TensorFlow this layer calls `fused_batch_norm` instead.
+    each a sweep over the activations; on TensorFlow this layer calls `fused_batch_norm` instead, on
+    PyTorch `batch_norm`, which also keep less for the gradient.
     `python -m benchmarks.batch_normalization` measures what that is worth. Elsewhere, in inference,
     and where the kernel does not apply (axis, mask, `synchronized`), it is Keras's own code.
 
@@ -36,41 +38,33 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.synchronized = bool(synchronized)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        # Measured on a CPU, ResNet-20, batch 128: a training step takes 0.77 of the time in float32
-        # and 0.64 in mixed_bfloat16 (benchmarks/results/batch_normalization-tensorflow.csv).
-        if not (
-            training
-            and self.trainable
-            and mask is None
-            and keras.backend.backend() == "tensorflow"
-            and not self.synchronized
-            and not self.renorm
+        kernel = self._kernel(inputs, mask) if training and self.trainable else None
+        if kernel is None:
+            return super().call(inputs, training=training, mask=mask)
+        outputs, *statistics = kernel(self, inputs)
+        averages = self.moving_mean, self.moving_variance
+        for average, value in zip(averages, statistics, strict=True):
+            value = ops.cast(value, average.dtype)
+            average.assign(average.value * self.momentum + value * (1.0 - self.momentum))
+        return outputs
+
+    def _kernel(self, inputs: Any, mask: Any) -> Callable[..., Any] | None:
+        """The function that calls the backend's kernel; `None` where that does not apply."""
+        if mask is not None or self.synchronized or self.renorm or len(inputs.shape) != 4:
+            return None
+        backend, axis = keras.backend.backend(), self.axis % 4
+        if backend == "torch" and axis in (1, 3) and math.prod(inputs.shape) > inputs.shape[axis]:
+            return _on_torch
+        if (
+            backend == "tensorflow"
+            and axis == 3
             and self.scale
             and self.center
-            and len(inputs.shape) == 4
-            and self.axis in (-1, 3)
             and self.epsilon > 1e-5
             and keras.backend.standardize_dtype(inputs.dtype) != "float64"
         ):
-            return super().call(inputs, training=training, mask=mask)
-        import tensorflow as tf
-
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            ops.cast(self.gamma, "float32"),
-            ops.cast(self.beta, "float32"),
-            epsilon=self.epsilon,
-            is_training=True,
-        )
-        # The kernel returns the unbiased variance; Keras averages the biased one.
-        count = ops.cast(tf.size(inputs) // tf.shape(inputs)[-1], "float32")
-        for average, value in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance * (count - 1) / count),
-        ):
-            value = ops.cast(value, average.dtype)
-            average.assign(average * self.momentum + value * (1.0 - self.momentum))
-        return outputs
+            return _on_tensorflow
+        return None
 
     def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:
         if not self.synchronized or mask is not None or keras.backend.backend() == "tensorflow":
@@ -78,6 +72,52 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if keras.backend.backend() == "torch":
             return _moments_of_processes(inputs, self._reduction_axes)
         return ops.moments(inputs, axes=self._reduction_axes)
+
+
+# Both kernels return the unbiased variance; Keras averages the biased one.
+
+
+def _on_tensorflow(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
+    """Outputs, mean and biased variance."""
+    # Measured on a CPU, ResNet-20, batch 128: a training step takes 0.77 of the time in float32
+    # and 0.64 in mixed_bfloat16 (benchmarks/results/batch_normalization-tensorflow.csv).
+    import tensorflow as tf
+
+    outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+        inputs,
+        ops.cast(layer.gamma, "float32"),
+        ops.cast(layer.beta, "float32"),
+        epsilon=layer.epsilon,
+        is_training=True,
+    )
+    count = ops.cast(tf.size(inputs) // tf.shape(inputs)[-1], "float32")
+    return outputs, mean, variance * (count - 1) / count
+
+
+def _on_torch(layer: BatchNormalization, inputs: Any) -> tuple[Any, Any, Any]:
+    """Outputs, mean and biased variance."""
+    # Measured on a CPU, ResNet-20, batch 128: a training step takes 0.78 of the time in float32
+    # (benchmarks/results/batch_normalization-torch.csv).
+    import torch
+
+    inputs = ops.convert_to_tensor(inputs)
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    inputs = inputs.movedim(layer.axis, 1)  # a view
+    channels = inputs.shape[1]
+    mean, variance = torch.zeros((2, channels), dtype=dtype, device=inputs.device)
+    outputs = torch.batch_norm(
+        inputs,
+        layer.gamma.value.to(dtype) if layer.scale else None,
+        layer.beta.value.to(dtype) if layer.center else None,
+        mean,  # averages with momentum 1: those of this batch
+        variance,
+        training=True,
+        momentum=1.0,
+        eps=layer.epsilon,
+        cudnn_enabled=torch.backends.cudnn.enabled,
+    )
+    count = inputs.numel() // channels
+    return outputs.movedim(1, layer.axis), mean, variance * ((count - 1) / count)
 
 
 def _moments_of_processes(inputs: Any, axes: Any) -> tuple[Any, Any]:

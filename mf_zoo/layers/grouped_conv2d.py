@@ -6,13 +6,14 @@ import keras
 from keras import ops
 
 from mf_zoo.devices import accelerator
+from mf_zoo.layers.conv2d import Conv2D
 
 # Input channels that one convolution should have, at least.
 _WIDTH = 16
 
 
 @keras.saving.register_keras_serializable(package="mf_zoo")
-class GroupedConv2D(keras.layers.Conv2D):
+class GroupedConv2D(Conv2D):
     """`keras.layers.Conv2D` with `groups` that trains at a usable speed on TensorFlow and JAX.
 
     Same arguments, weights and values. On the CPU these two backends compute the gradients of a

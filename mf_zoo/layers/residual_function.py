@@ -8,6 +8,7 @@ from keras import layers
 
 from mf_zoo.chains import Convolution
 from mf_zoo.layers.batch_normalization import BatchNormalization
+from mf_zoo.layers.conv2d import Conv2D
 from mf_zoo.layers.grouped_conv2d import GroupedConv2D
 
 
@@ -94,7 +95,7 @@ class ResidualFunction(layers.Layer):
         )
 
     def _convolution(self, convolution: Convolution) -> layers.Layer:
-        kind = GroupedConv2D if convolution.groups > 1 else layers.Conv2D
+        kind = GroupedConv2D if convolution.groups > 1 else Conv2D
         arguments = {"groups": convolution.groups} if convolution.groups > 1 else {}
         symmetric = convolution.strides > 1 and convolution.kernel_size > 1
         initializer = self.kernel_initializer

@@ -8,7 +8,7 @@ import keras
 
 from mf_zoo import applications, data
 from mf_zoo.errors import UserError, user_errors
-from mf_zoo.layers import MeanFieldStage
+from mf_zoo.layers import BatchNormalization, Conv2D, MeanFieldStage
 from mf_zoo.layers.integrators import evaluations
 from mf_zoo.layers.residual_function import ResidualFunction
 from mf_zoo.training import ladder
@@ -175,11 +175,11 @@ def activation_bytes(model: keras.Model) -> int:
     `python -m benchmarks.memory` compares the count with what the backends keep
     (benchmarks/results/memory-jax.csv, memory-torch.csv).
 
-    On PyTorch Keras 3.15 keeps more, and that is counted there: every convolution has a copy of its
-    input with the channels second (unless Keras is set to channels first), and BatchNormalization,
-    which is composed of elementary operations and computes in float32, keeps its input in float32
-    and a second tensor of the size, the centred input. Some numbers for each class and channel are
-    left out.
+    On PyTorch the layers of Keras 3.15 keep more than those of `mf_zoo.layers`, and that is counted
+    there: `Conv2D` has a copy of its input with the channels second (unless Keras is set to
+    channels first), and BatchNormalization, which is composed of elementary operations and computes
+    in float32, keeps its input in float32 and a second tensor of the size, the centred input. Some
+    numbers for each class and channel are left out.
 
     Args:
         model: A functional or sequential model of layers as those of the zoo, with an input of
@@ -268,7 +268,9 @@ def _keep_of_layer(
         source, target: Keys of its input and its output.
         kept: Bytes by tensor.
     """
-    torch = keras.config.backend() == "torch"
+    theirs = keras.config.backend() == "torch" and not isinstance(
+        layer, (BatchNormalization, Conv2D)
+    )
 
     def keep(key: Any, shape: tuple[int, ...], dtype: str = layer.compute_dtype) -> None:
         kept[key] = math.prod(shape) * _item_bytes(dtype)
@@ -294,7 +296,7 @@ def _keep_of_layer(
                 _keep_of_layer(part, shape, source, following, kept)
             shape, source = part.compute_output_shape((None, *shape))[1:], following
     elif isinstance(layer, keras.layers.Conv2D):
-        copied = torch and layer.data_format == "channels_last"
+        copied = theirs and layer.data_format == "channels_last"
         keep(object() if copied else source, shape)
     elif isinstance(layer, keras.layers.Dense):
         keep(source, shape)
@@ -303,7 +305,7 @@ def _keep_of_layer(
         keep(source, shape)
         keep(target, layer.compute_output_shape((None, *shape))[1:])
     elif isinstance(layer, keras.layers.BatchNormalization):
-        if torch:
+        if theirs:
             # A layer of float32 has no copy of its input.
             keep(source if layer.compute_dtype == "float32" else object(), shape, "float32")
             keep(object(), shape, "float32")
