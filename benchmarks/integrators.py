@@ -80,7 +80,7 @@ def measure(
         weights: Name of registered weights.
         parts: Number of parts that each block is split into.
         images, labels: What it is evaluated on.
-        calibration: Training images to estimate statistics on; `None` for none.
+        calibration: Batches of training images to estimate statistics on; `None` for none.
         batch: Images in a batch.
     """
     import numpy as np
@@ -102,7 +102,7 @@ def measure(
             harness.say(f"{model}, {weights}, {parts} parts, {name}, {statistics} statistics")
             network.set_weights(before)
             if statistics == "estimated":
-                depth.recalibrate(network, calibration, batch_size=batch)
+                depth.recalibrate(network, calibration)
             states, scores = outputs(part)
             reference.setdefault(statistics, states)  # Euler's method comes first
             yield Found(
@@ -139,7 +139,8 @@ def readme_table() -> str:
     return (
         f"{table(rows)}\n\n"
         f"The first {int(row['images']):,} test images; statistics estimated on the first "
-        f"{int(row['calibrated_on']):,} training images; {row['date']}, {row['versions']}."
+        f"{int(row['calibrated_on']):,} training images, augmented; {row['date']}, "
+        f"{row['versions']}."
     )
 
 
@@ -174,7 +175,11 @@ def main(arguments: list[str] | None = None) -> int:
         calibration = None
         if options.calibrate:
             split = f"train[:{options.calibrate}]"
-            calibration, _ = data.load(dataset, split, data_dir=options.data_dir)
+            training = data.load(dataset, split, data_dir=options.data_dir)
+            augment = data.Augmentation(padding=4, flip=True)  # as they were trained
+            calibration = data.batches(
+                *training, options.batch, augment=augment, backend="pydataset"
+            )
         for row in measure(model, name, parts, images, labels, calibration, options.batch):
             rows.append(row)
             harness.write_csv(output, rows, shared)
