@@ -196,10 +196,8 @@ def _gains(model):
 # Models of every kind.
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[ONCE_ON_TORCH] * (kind != "basic")) for kind in SMALL],
-)
+@ONCE_ON_TORCH
+@pytest.mark.parametrize("kind", SMALL)
 def test_every_kind_of_block_is_refined_and_coarsened(kind):
     model = randomized(small(kind), 4)
     before = model.get_weights()

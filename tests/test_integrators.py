@@ -248,6 +248,7 @@ def squares(outputs):
     return ops.mean(ops.square(outputs) * weights) + ops.mean(outputs * weights)
 
 
+@pytest.mark.once_on_torch
 @pytest.mark.parametrize("integrator", SECOND_ORDER)
 def test_gradient_of_the_times_of_convolutional_blocks_by_finite_differences(integrator):
     stage = MeanFieldStage(
@@ -414,7 +415,11 @@ def trained(integrator, policy, unroll, remat):
 
 
 @pytest.mark.parametrize(
-    ("integrator", "policy"), [("midpoint", "float32"), ("heun", "mixed_bfloat16")]
+    ("integrator", "policy"),
+    [
+        ("midpoint", "float32"),
+        pytest.param("heun", "mixed_bfloat16", marks=pytest.mark.once_on_torch),
+    ],
 )
 def test_neither_recomputation_nor_scan_changes_a_result(integrator, policy):
     loss, weights = trained(integrator, policy, unroll=True, remat=False)
