@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tiny_zoo  # noqa: F401  # registers networks
 import torch
 from conftest import ROOT
 
