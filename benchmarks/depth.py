@@ -207,7 +207,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     rows = [row for row in rows if row["rule"] == "split"]
     names = sorted({row["weights"] for row in rows})
     states = list(dict.fromkeys(row["state"] for row in rows))
-    figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(names) + 1.6, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for number, state in enumerate(states):
             for model in sorted({row["model"] for row in rows}):
@@ -219,7 +219,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 if points:
                     plain = not model.startswith("MF")
                     label = f"{'plain' if plain else 'mean-field'}, {state}"
-                    style = {"linestyle": "--" if plain else "-", "marker": "o", "markersize": 4}
+                    style = {"linestyle": "--" if plain else "-", "markersize": 4}
+                    style["marker"] = "^" if plain else "o"
                     axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, **style)
         axes.set(xscale="log", xlabel="depth", title=name, ylim=(0, None))
         depths = sorted({int(row["depth"]) for row in rows})
@@ -227,7 +228,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test error, %")
-    figure.axes[0].legend(fontsize=7)
+    handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
     files.write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
 
 
