@@ -468,7 +468,7 @@ growth_state = ["keep", "reset"]
 
 @pytest.mark.once_on_torch
 def test_a_campaign_whose_runs_share_a_trunk_killed_and_resumed(cifar10_dir, tmp_path):
-    file = tmp_path / "work.toml"
+    file = tmp_path / "queue.toml"
     file.write_text(CAMPAIGN)
     first, *branches = campaign.load_campaign(file).runs
     assert (first.settings.model, first.settings.until, len(branches)) == ("Tiny", 1, 2)
@@ -477,7 +477,7 @@ def test_a_campaign_whose_runs_share_a_trunk_killed_and_resumed(cifar10_dir, tmp
         folder = tmp_path / "alone" / run.name
         options = {"seed": 3, "limit": 32, "verbose": 0, "data_dir": cifar10_dir}
         alone[run.name] = train("Tiny4", output=folder, recipe=run.settings.recipe, **options)
-    output = tmp_path / "runs" / "work"
+    output = tmp_path / "runs" / "queue"
 
     # A run that has grown kills the driver with -9, and then sleeps for minutes.
     process = _process("PARENT", "2.1", "campaign", file, "--data-dir", cifar10_dir, cwd=tmp_path)
@@ -491,17 +491,17 @@ def test_a_campaign_whose_runs_share_a_trunk_killed_and_resumed(cifar10_dir, tmp
     process = _process("-", "-", "campaign", file, "--data-dir", cifar10_dir, cwd=tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr
     assert (output / first.name / "result.json").stat().st_mtime_ns == trunk
-    rows = {row["run"]: row for row in files.read_rows(tmp_path / "results/work/runs.csv")}
+    rows = {row["run"]: row for row in files.read_rows(tmp_path / "results/queue/runs.csv")}
     assert len({row["sha256"] for row in rows.values()}) == 3
     for name, result in alone.items():
         assert rows[name]["sha256"] == result["sha256"]
         assert rows[name]["test_error"] == str(result["test_error"])
         assert rows[name]["multiply_adds"] == str(result["multiply_adds"])
         assert (rows[name]["epochs"], rows[name]["epochs_done"]) == ("3", "3")
-        times = _rows(tmp_path / "results" / "work" / f"{name}.times.csv")
+        times = _rows(tmp_path / "results" / "queue" / f"{name}.times.csv")
         assert times[0]["stage1/3"] == "" and times[-1]["stage1/3"] != ""
     # A trunk is no result.
-    found = cells(read_results(tmp_path / "results" / "work"))
+    found = cells(read_results(tmp_path / "results" / "queue"))
     assert [cell.model for cell in found] == ["Tiny4", "Tiny4"]
 
 

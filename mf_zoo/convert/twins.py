@@ -3,10 +3,9 @@
 from typing import Any
 
 import keras
-from keras import ops
 
 from mf_zoo.layers import BackwardRule, MeanFieldStage, stages
-from mf_zoo.layers.copying import built_stages, copy_flags, copy_model, variables_outside
+from mf_zoo.layers.copying import built_stages, copy_flags, copy_model, copy_outside
 
 
 def to_mean_field(
@@ -78,8 +77,7 @@ def _twin(model: Any, horizon: float | None, **arguments: Any) -> keras.Model:
     sources = built_stages(model)
     arguments = {"horizon": horizon, "initial_times": "grid", **arguments}
     twin = copy_model(model, lambda config: arguments)
-    for old, new in zip(variables_outside(model), variables_outside(twin), strict=True):
-        new.assign(ops.convert_to_numpy(old))
+    copy_outside(model, twin)
     for source, target in zip(sources, stages(twin), strict=True):
         blocks = source.blocks()
         target.set_blocks([block.weights for block in blocks], [block.step for block in blocks])

@@ -12,7 +12,13 @@ from mf_zoo.applications.assembly import assemble
 from mf_zoo.applications.loading import architecture_of as architecture_of
 from mf_zoo.depth.optimizer import carry_over
 from mf_zoo.layers import MeanFieldStage, measures, stages
-from mf_zoo.layers.copying import built_stages, copy_flags, copy_model, variables_outside
+from mf_zoo.layers.copying import (
+    built_stages,
+    copy_flags,
+    copy_model,
+    copy_outside,
+    variables_outside,
+)
 from mf_zoo.layers.measures import Resampling
 
 
@@ -203,8 +209,7 @@ def _resized(
     resized = copy_model(model, _arguments(sources, counts, named))
     if named is not None:
         resized.name = named.name.lower()
-    for old, new in zip(variables_outside(model), variables_outside(resized), strict=True):
-        new.assign(ops.convert_to_numpy(old))
+    copy_outside(model, resized)
     generator = np.random.default_rng(seed)
     found: list[Resampling] = []
     for source, target, done in zip(sources, stages(resized), updates, strict=True):

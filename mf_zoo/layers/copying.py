@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
 from mf_zoo.layers.flags import set_trainable_parts, trainable_parts
 from mf_zoo.layers.mean_field_stage import MeanFieldStage, stages
@@ -28,6 +29,12 @@ def variables_outside(model: keras.Model) -> list[Any]:
     """The variables of a model that belong to no stage."""
     inside = {id(variable) for stage in stages(model) for variable in stage.variables}
     return [variable for variable in model.variables if id(variable) not in inside]
+
+
+def copy_outside(source: keras.Model, target: keras.Model) -> None:
+    """Gives a copy the values of the variables that belong to no stage."""
+    for old, new in zip(variables_outside(source), variables_outside(target), strict=True):
+        new.assign(ops.convert_to_numpy(old))
 
 
 def weights_of_blocks(stage: MeanFieldStage) -> list[Any]:
