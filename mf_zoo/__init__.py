@@ -17,6 +17,7 @@ _SUBPACKAGES = (
     "layers",
     "optimizers",
     "reporting",
+    "theory",
     "training",
     "tuning",
     "weights",

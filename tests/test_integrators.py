@@ -1,6 +1,7 @@
 """Integrators: their formulas and orders, and what a block that is evaluated twice does."""
 
 import contextlib
+import itertools
 
 import keras
 import numpy as np
@@ -581,3 +582,24 @@ def test_states_of_values_in_a_scope():
     assert [array(x)[0, 0] for x in stage.states(np.ones((1, 1)))] == [1, 2, 4]
     # It builds the stage where nobody has.
     assert len(MeanFieldStage(Scale(), 2).states(np.ones((3, 5)))) == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("block", [Everything(seed=7), BasicBlock(4)])
+def test_a_block_adds_to_any_state_what_it_adds_in_the_stage(block, training):
+    """`Everything` takes the plain product with the step, `BasicBlock` has it folded."""
+    shape = (4,) if isinstance(block, Everything) else (6, 6, 4)
+    stage = MeanFieldStage(block, 3, initial_times=[2.5, 0.5, 1.0], activation="relu")
+    x = images(shape=shape)
+    states = stage.states(x)
+    randomize(stage)
+    before = stage.get_weights()
+    states = stage.states(x, training=training)
+    for l, (old, new) in enumerate(itertools.pairwise(states)):
+        update = stage.update(old, l, training=training)
+        np.testing.assert_allclose(array(ops.relu(old + update)), array(new), rtol=1e-5, atol=1e-5)
+    assert not stage.losses
+    for old, new in zip(before, stage.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    with pytest.raises(ValueError, match="from 0 to 2. Received: position=3"):
+        stage.update(x, 3)

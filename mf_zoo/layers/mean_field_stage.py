@@ -1,7 +1,7 @@
 """A stage of residual blocks that are particles, applied in the order of their times."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -489,20 +489,73 @@ class MeanFieldStage(keras.layers.Layer):
         >>> len(states), keras.ops.shape(states[-1])
         (3, (1, 8, 8, 4))
         """
-        if not self.built:
-            self.build((None, *ops.shape(inputs)[1:]))
-        values = [(variable, variable.value) for variable in self.variables]
-        with keras.StatelessScope(values):
+        inputs = self._prepared(inputs)
+        with keras.StatelessScope(self._current()):
             return self(inputs, training=training, all_states=True)
 
-    def call(self, inputs: Any, training: bool | None = None, all_states: bool = False) -> Any:
-        order, steps = self._schedule()
+    def update(self, inputs: Any, position: int, training: bool = False) -> Any:
+        """What one block adds to a state, `dt_l f(X, theta_l)`, before the activation.
+
+        No variable changes: statistics and states of seeds are as before, in training mode too.
+        Losses that the block adds are dropped.
+
+        Args:
+            inputs: A state `X`, as the inputs of a call; it need not be the one that the block sees
+                in the stage.
+            position: Which block: `l`, from 0, in depth order.
+            training: Whether the block runs in training mode.
+
+        Returns:
+            Tensor of the shape of `inputs`, in the stage's compute dtype.
+
+        Example:
+
+        >>> stage = MeanFieldStage(BasicBlock(4), 2)
+        >>> x = keras.ops.ones((1, 8, 8, 4))
+        >>> first = x + stage.update(x, 0)
+        >>> bool(keras.ops.all(first + stage.update(first, 1) == stage(x)))
+        True
+        """
+        inputs = self._prepared(inputs)
+        if not 0 <= position < self.num_particles:
+            raise ValueError(
+                f"`position` must be that of a block, from 0 to {self.num_particles - 1}. "
+                f"Received: position={position!r}"
+            )
+        with keras.StatelessScope(self._current()):
+            order, steps = self._schedule()
+            values = [value[position] for value in self._scaled_values(order, steps)]
+            arguments = self._block_arguments(training)
+            update, _, _ = self._updater(values, steps[position], arguments)
+            return update(inputs)
+
+    def _prepared(self, inputs: Any) -> Any:
+        """The inputs of a method as those of a call, of a stage that then is built."""
+        inputs = ops.cast(ops.convert_to_tensor(inputs), self.compute_dtype)
+        if not self.built:
+            self.build((None, *ops.shape(inputs)[1:]))
+        return inputs
+
+    def _current(self) -> list[tuple[Any, Any]]:
+        """All variables with their values, for a scope in which none changes."""
+        return [(variable, variable.value) for variable in self.variables]
+
+    def _block_arguments(self, training: bool | None) -> dict[str, Any]:
+        # Explicitly: a direct `call`, as in `stateless_call`, leaves no call context behind.
+        return {"training": training} if self._template.takes_training else {}
+
+    def _scaled_values(self, order: Any, steps: Any) -> list[Any]:
+        """The weights in depth order, with the steps in those that scale a block's output."""
         values = [_sorted(weight.value, order) for weight in self._stacked]
         for k in self._folded:
             shape = (self.num_particles,) + (1,) * (len(values[k].shape) - 1)
             values[k] = values[k] * ops.cast(ops.reshape(steps, shape), values[k].dtype)
-        # Explicitly: a direct `call`, as in `stateless_call`, leaves no call context behind.
-        arguments = {"training": training} if self._template.takes_training else {}
+        return values
+
+    def call(self, inputs: Any, training: bool | None = None, all_states: bool = False) -> Any:
+        order, steps = self._schedule()
+        values = self._scaled_values(order, steps)
+        arguments = self._block_arguments(training)
         loop = self._unrolled if self.unroll else self._scanned
         outputs, states, losses = loop(inputs, values, steps, arguments, all_states)
         for loss in losses:
@@ -537,6 +590,20 @@ class MeanFieldStage(keras.layers.Layer):
     def _block_step(
         self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[int, Any], list[Any]]:
+        update, states, added = self._updater(values, step, arguments)
+        x = self.integrator(x, update, self.activation)
+        losses = [loss for part in added for loss in part]
+        if len(added) > 1:  # a penalty weighs the same, however often its block is evaluated
+            losses = [loss / len(added) for loss in losses]
+        return x, states, losses
+
+    def _updater(
+        self, values: Sequence[Any], step: Any, arguments: dict[str, Any]
+    ) -> tuple[Callable[[Any], Any], dict[int, Any], list[list[Any]]]:
+        """`dt f(x)` of one block as a function of `x`, with what it leaves behind.
+
+        That is its new state by weight index and, for each evaluation, the losses it added.
+        """
         layer, variables = self.template(), self._template.variables
         current = list(values)
         states: dict[int, Any] = {}
@@ -557,11 +624,7 @@ class MeanFieldStage(keras.layers.Layer):
                 y = y * ops.cast(step, y.dtype)
             return ops.cast(y, x.dtype)  # of a block that has a policy of its own
 
-        x = self.integrator(x, update, self.activation)
-        losses = [loss for part in added for loss in part]
-        if len(added) > 1:  # a penalty weighs the same, however often its block is evaluated
-            losses = [loss / len(added) for loss in losses]
-        return x, states, losses
+        return update, states, added
 
     def _unrolled(
         self,
