@@ -20,6 +20,7 @@ _SUBPACKAGES = (
     "theory",
     "training",
     "tuning",
+    "visualize",
     "weights",
 )
 

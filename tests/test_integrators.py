@@ -595,11 +595,11 @@ def test_a_block_adds_to_any_state_what_it_adds_in_the_stage(block, training):
     randomize(stage)
     before = stage.get_weights()
     states = stage.states(x, training=training)
-    for l, (old, new) in enumerate(itertools.pairwise(states)):
-        update = stage.update(old, l, training=training)
+    for position, (old, new) in enumerate(itertools.pairwise(states)):
+        update = stage.update(old, position, training=training)
         np.testing.assert_allclose(array(ops.relu(old + update)), array(new), rtol=1e-5, atol=1e-5)
     assert not stage.losses
     for old, new in zip(before, stage.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    with pytest.raises(ValueError, match="from 0 to 2. Received: position=3"):
+    with pytest.raises(ValueError, match=r"from 0 to 2\. Received: position=3"):
         stage.update(x, 3)

@@ -27,7 +27,7 @@ def test_a_cotangent_that_depends_on_the_value_is_no_part_of_the_derivative():
 
 
 def test_nothing_depends_on_the_inputs():
-    value, (slope,) = autodiff.vjp(lambda x: ops.ones((2,)), [ops.ones((3,))])
+    _, (slope,) = autodiff.vjp(lambda x: ops.ones((2,)), [ops.ones((3,))])
     np.testing.assert_array_equal(ops.convert_to_numpy(slope), [0, 0, 0])
 
 
@@ -83,13 +83,13 @@ def test_models_that_are_no_chain():
     inputs = keras.Input((3,))
     first, second = _stage(), _stage()
     beside = keras.Model(inputs, keras.layers.Add()([first(inputs), second(inputs)]), name="beside")
-    with pytest.raises(ValueError, match="one after another.*Received: model='beside'"):
+    with pytest.raises(ValueError, match=r"one after another.*Received: model='beside'"):
         segments.cut(beside)
     around = keras.Model(inputs, keras.layers.Add()([inputs, first(inputs)]), name="around")
-    with pytest.raises(ValueError, match="one after another.*Received: model='around'"):
+    with pytest.raises(ValueError, match=r"one after another.*Received: model='around'"):
         segments.cut(around)
     twice = keras.Model(inputs, first(first(inputs)), name="twice")
-    with pytest.raises(ValueError, match="each of its stages once.*Received: model='twice'"):
+    with pytest.raises(ValueError, match=r"each of its stages once.*Received: model='twice'"):
         segments.cut(twice)
-    with pytest.raises(ValueError, match="must have a MeanFieldStage. Received: model='none'"):
+    with pytest.raises(ValueError, match=r"must have a MeanFieldStage\. Received: model='none'"):
         segments.cut(keras.Sequential([keras.layers.Dense(1)], name="none"))

@@ -5,6 +5,7 @@ from mf_zoo import lazy
 __all__, __getattr__, __dir__ = lazy.attach(
     __name__,
     {
+        # Derivatives.
         "cut": "segments",
         "variables_vjp": "autodiff",
         "vjp": "autodiff",

@@ -1,0 +1,1 @@
+"""Pictures of stages and of their training, and a callback that records it."""
