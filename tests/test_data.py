@@ -387,6 +387,55 @@ def test_draws_stay_in_bounds_and_invent_no_pixel(padding, cutout, height, width
         assert len(set(kept)) == len(kept)  # and none twice
 
 
+def _mirrored(batches, epoch):
+    """Which images of a dataset are mirrored in an epoch, by their number."""
+    draws = [batches.draw(epoch, index) for index in range(len(batches))]
+    order = np.concatenate([draw["index"] for draw in draws])
+    return np.concatenate([draw["flip"] for draw in draws])[np.argsort(order)]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("divisible_by", [1, 7])
+def test_flips_alternate_from_epoch_to_epoch(divisible_by):
+    images, labels = data.sample("cifar10")
+    options = {"shuffle": True, "seed": 5, "divisible_by": divisible_by}
+    alternating = data.Augmentation(padding=4, flip=True, alternating_flip=True)
+    batches = data.Batches(images, labels, 56, augment=alternating, **options)
+    if divisible_by == 1:
+        first, second, third = (_mirrored(batches, epoch) for epoch in range(3))
+        assert 70 < first.sum() < 130
+        np.testing.assert_array_equal(second, ~first)
+        np.testing.assert_array_equal(third, first)
+        other = data.Batches(images, labels, 56, augment=alternating, **{**options, "seed": 6})
+        assert 60 < (_mirrored(other, 0) != first).sum() < 140
+    # The pixels are those of the draw, and all but the flips is as without.
+    draw = batches.draw(1, 2)
+    shown, _ = batches.batch(1, 2)
+    np.testing.assert_array_equal(shown, alternating.transform_images(images[draw["index"]], draw))
+    plain = data.Batches(images, labels, 56, augment=data.Augmentation(padding=4), **options)
+    for key, values in plain.draw(1, 2).items():
+        if key != "flip":
+            np.testing.assert_array_equal(values, draw[key])
+
+
+@pytest.mark.once
+def test_flips_cannot_alternate_where_images_have_no_number():
+    with pytest.raises(ValueError, match=r"needs `flip=True`.*flip=False"):
+        data.Augmentation(flip=False, alternating_flip=True)
+    augment = data.Augmentation(alternating_flip=True)
+    assert data.Augmentation.from_config(augment.get_config()).alternating_flip
+    images, _ = data.sample("cifar10")
+    with pytest.raises(ValueError, match="Received: a call of the layer"):
+        augment(images[:2], training=True)
+    np.testing.assert_array_equal(ops.convert_to_numpy(augment(images[:2])), images[:2])
+
+    class Unnumbered(data.EpochDataset):
+        pass
+
+    with pytest.raises(ValueError, match=r"from epoch to epoch.*Received: Unnumbered"):
+        Unnumbered(10, 5, augment=augment)
+
+
 def test_draws_cover_all_crops_and_both_flips_evenly():
     draw = data.Augmentation(padding=2).draw(np.random.default_rng(0), 20_000, (32, 32, 3))
     for key in ("top", "left"):

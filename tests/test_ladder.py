@@ -187,6 +187,8 @@ def test_where_no_network_grows():
         assert ladder.rungs(RunSettings("Tiny4", recipe=recipe.replace(horizon=horizon)))
     with pytest.raises(ValueError, match=r"has no `ladder`. Received: ladder='Tiny:10'"):
         SearchSettings("Tiny4", recipe=recipe)
+    with pytest.raises(ValueError, match=r"has no `ema_momentum`. Received: ema_momentum=0.9"):
+        SearchSettings("Tiny4", recipe=get_recipe("quick", ema_momentum=0.9))
 
 
 @pytest.mark.once

@@ -22,16 +22,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_zoo import train
 
-from mf_zoo import data, files, weights
+from mf_zoo import data, depth, files, weights
 from mf_zoo.errors import UserError
 from mf_zoo.layers import integrators, quadrature
 from mf_zoo.training import (
     RECIPES,
     Recipe,
+    assembly,
+    callbacks,
     evaluate,
     evaluate_weights,
     get_recipe,
     on_device,
+    runner,
     runs,
 )
 from mf_zoo.training.callbacks import order_swaps
@@ -108,6 +111,8 @@ def test_overrides_are_read_by_the_type_of_their_value(text, expected):
         ({"reorder": 1}, "reorder.*type bool.*Received"),
         ({"integrator": "rk4"}, "integrator.*euler, midpoint, heun.*Received.*'rk4'"),
         ({"epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs.*less than the 2 epochs"),
+        ({"ema_momentum": 1.0}, r"ema_momentum.*in \[0, 1\).*Received"),
+        ({"flip": False, "alternating_flip": True}, "alternating_flip.*false where .flip. is"),
         ({"wieght_decay": 0.1}, "did you mean 'weight_decay'.*Received: 'wieght_decay'"),
     ],
 )
@@ -642,6 +647,52 @@ def test_a_resumed_run_of_a_frozen_network_trains_its_classifier_alone(
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
     ]
     assert results[0]["test_error"] == results[1]["test_error"]
+
+
+@pytest.mark.once_on_torch
+def test_a_run_that_averages_its_weights(cifar10_dir, tmp_path, monkeypatch):
+    """The average over the steps, worked out from the weights after each of them.
+
+    A batch is an epoch here, so that the weights of every step are seen.
+    """
+    recipe = RECIPE.replace(batch_size=64, learning_rate=0.5, ema_momentum=0.75)
+    options = {**OPTIONS, "recipe": recipe, "data_dir": cifar10_dir}
+    seen = []
+
+    class Watched(callbacks.Checkpoint):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append([v.numpy().copy() for v in self.model.trainable_variables])
+            super().on_epoch_end(epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "Checkpoint", Watched)
+        train("Tiny", output=tmp_path / "whole", **options)
+    assert len(seen) == 4
+    average = seen[0]
+    for step in seen[1:]:
+        average = [0.75 * a + 0.25 * w for a, w in zip(average, step, strict=True)]
+    network = tiny_zoo.tiny(tmp_path / "whole" / "final.weights.h5")
+    for variable, expected in zip(network.trainable_variables, average, strict=True):
+        np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+    # With statistics that are measured on augmented training images, and so on no other.
+    statistics = [v.numpy().copy() for v in network.non_trainable_variables]
+    images, labels = data.load("cifar10", "train", data_dir=cifar10_dir)
+    batches = assembly.make_batches(images[:64], labels[:64], recipe, OPTIONS["seed"], 10)
+    depth.recalibrate(network, batches)
+    for before, variable in zip(statistics, network.non_trainable_variables, strict=True):
+        np.testing.assert_allclose(variable.numpy(), before, rtol=1e-4, atol=1e-5)
+
+    folder = tmp_path / "killed"
+    with _killed_in_the_second_epoch(monkeypatch):
+        train("Tiny", output=folder, **options)
+    train("Tiny", output=folder, resume=True, **options)
+    _assert_same_run(tmp_path / "whole", folder)
+    # And where it was killed between its last epoch and its result.
+    for name in ("result.json", "final.weights.h5"):
+        (folder / name).unlink()
+    train("Tiny", output=folder, resume=True, **options)
+    _assert_same_run(tmp_path / "whole", folder)
 
 
 @pytest.mark.once

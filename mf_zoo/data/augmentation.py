@@ -56,6 +56,10 @@ class Augmentation(keras.layers.Layer):
             the rest, it is centred on any pixel and clipped at the image's edges, and labels are
             mixed by the pixels that it has then. Every batch has a box (the authors' training on
             CIFAR gives one to every other batch).
+        alternating_flip: Whether an image that is mirrored in one epoch is not in the next (Jordan
+            2024, section 3.6); whether it is in the first is drawn. So two epochs show both sides
+            of every image. It takes effect in `batches`, which number images and epochs; called as
+            a layer, such an augmentation raises an error.
         seed: Integer seed of the layer's own draws (in `call`); `None` is a random one.
 
     A saved model that has this layer loads after `mf_zoo.data` was imported after Keras, or
@@ -64,7 +68,8 @@ class Augmentation(keras.layers.Layer):
     Input and output: images `(N, height, width, channels)` of any dtype; the dtype is kept.
 
     Raises:
-        ValueError: If an argument is negative, or `padding` or `cutout` is no integer.
+        ValueError: If an argument is negative, `padding` or `cutout` is no integer, or
+            `alternating_flip` is asked for without `flip`.
 
     Example:
 
@@ -81,6 +86,7 @@ class Augmentation(keras.layers.Layer):
         - Zhang et al., *mixup: Beyond Empirical Risk Minimization*, 2018 (arXiv 1710.09412)
         - Yun et al., *CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
           Features*, 2019 (arXiv 1905.04899)
+        - Jordan, *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024 (arXiv 2404.00498)
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Augmentation(keras.layers.Layer):
         mixup: float = 0.0,
         seed: int | None = None,
         cutmix: float = 0.0,
+        alternating_flip: bool = False,
         **kwargs: Any,
     ):
         # No autocast: under mixed precision it would round pixel values to bfloat16.
@@ -103,8 +110,14 @@ class Augmentation(keras.layers.Layer):
         for label, value in (("mixup", mixup), ("cutmix", cutmix)):
             if not value >= 0:
                 raise ValueError(f"`{label}` must be a non-negative number. Received: {value!r}")
+        if alternating_flip and not flip:
+            raise ValueError(
+                "`alternating_flip` needs `flip=True`. "
+                f"Received: alternating_flip={alternating_flip!r}, flip={flip!r}"
+            )
         self.padding = padding
         self.flip = bool(flip)
+        self.alternating_flip = bool(alternating_flip)
         self.cutout = cutout
         self.mixup = float(mixup)
         self.cutmix = float(cutmix)
@@ -128,10 +141,11 @@ class Augmentation(keras.layers.Layer):
 
         Returns:
             A dictionary of arrays, those of the parts that are on: `top` and `left` (the
-            crop's corner in the padded image), `flip` (bool), `cut_row` and `cut_column` (the
-            square's centre), each `(N,)`; `partner` `(N,)` and `weight` `()`, the share of an
-            image's own label, for mixup and CutMix; with CutMix on, `box` `(4,)`: top, bottom, left
-            and right of the partner's pixels, an empty box where mixup was drawn instead.
+            crop's corner in the padded image), `flip` (bool; where flips alternate, `batches` puts
+            its own in its place), `cut_row` and `cut_column` (the square's centre), each `(N,)`;
+            `partner` `(N,)` and `weight` `()`, the share of an image's own label, for mixup and
+            CutMix; with CutMix on, `box` `(4,)`: top, bottom, left and right of the partner's
+            pixels, an empty box where mixup was drawn instead.
         """
         height, width = image_shape[:2]
         transformation: dict[str, np.ndarray] = {}
@@ -171,6 +185,11 @@ class Augmentation(keras.layers.Layer):
         """
         if not training:
             return None
+        if self.alternating_flip:
+            raise ValueError(
+                "Flips alternate where images and epochs have numbers: in `mf_zoo.data.batches`. "
+                "Received: a call of the layer with alternating_flip=True"
+            )
         seed = self.generator if seed is None else seed
         count, height, width = ops.shape(images)[:3]
 
@@ -288,5 +307,6 @@ class Augmentation(keras.layers.Layer):
             "cutout": self.cutout,
             "mixup": self.mixup,
             "cutmix": self.cutmix,
+            "alternating_flip": self.alternating_flip,
             "seed": self.seed,
         }

@@ -1,5 +1,6 @@
 """Batches of images for `model.fit`, the same on every backend for the same seed."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from mf_zoo.data.augmentation import Augmentation
 from mf_zoo.data.epochs import EpochDataset, batch_spec, look_ahead
 
-_PERMUTATION = 0  # a stream of random numbers of an epoch
+# Streams of random numbers of an epoch; 1 is that of augmentation.
+_PERMUTATION, _FIRST_FLIPS = 0, 4
 
 
 def check_range(images: np.ndarray) -> None:
@@ -57,6 +59,8 @@ class Batches(EpochDataset):
     first_images, first_labels = data[0]
     ```
     """
+
+    numbers_images = True
 
     def __init__(
         self,
@@ -125,10 +129,15 @@ class Batches(EpochDataset):
         chosen = np.arange(start, stop)
         if self.shuffle:
             chosen = self._permutation(epoch)[start:stop]
-        return {
-            "index": chosen,
-            **self.draw_augmentation(epoch, index, len(chosen), self.images.shape[1:]),
-        }
+        draw = self.draw_augmentation(epoch, index, len(chosen), self.images.shape[1:])
+        if self.augment is not None and self.augment.alternating_flip:
+            draw["flip"] = self._first_flips[chosen] ^ bool(epoch % 2)
+        return {"index": chosen, **draw}
+
+    @functools.cached_property
+    def _first_flips(self) -> np.ndarray:
+        """Which images are mirrored in epoch 0, where flips alternate."""
+        return self.generator(0, _FIRST_FLIPS).random(len(self.images)) < 0.5
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:

@@ -41,6 +41,8 @@ class EpochDataset(keras.utils.PyDataset):
         ValueError: If an argument is not as described, or there is no batch.
     """
 
+    numbers_images = False  # whether an image has one number in all epochs
+
     def __init__(
         self,
         count: int,
@@ -64,6 +66,11 @@ class EpochDataset(keras.utils.PyDataset):
         if augment is not None and not isinstance(augment, Augmentation):
             raise ValueError(
                 f"`augment` must be an mf_zoo.data.Augmentation or None. Received: {augment!r}"
+            )
+        if augment is not None and augment.alternating_flip and not self.numbers_images:
+            raise ValueError(
+                "`alternating_flip` needs images that keep their number from epoch to epoch, as "
+                f"those of `mf_zoo.data.batches` do. Received: {type(self).__name__}"
             )
         self.mixes = augment is not None and augment.mixes
         self.count = int(count)

@@ -130,6 +130,8 @@ def compile_network(network: keras.Model, recipe: Recipe, schedule, seed: int) -
     optimizer = MeanFieldSGD(
         learning_rate=schedule,
         coupled_weight_decay=True,
+        use_ema=recipe.ema_momentum > 0,
+        ema_momentum=recipe.ema_momentum or 0.99,
         seed=seed,
         **{**values, "weight_decay": recipe.weight_decay or None},
     )

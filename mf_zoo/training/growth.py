@@ -14,10 +14,7 @@ from mf_zoo.training import assembly, folder
 from mf_zoo.training.distribution import Group
 from mf_zoo.training.ladder import Trunk
 from mf_zoo.training.settings import RunSettings
-
-# Training images, the first ones, augmented as in training, on which the statistics of
-# BatchNormalization of a network that was grown are measured.
-RECALIBRATION_IMAGES = 5_000
+from mf_zoo.training.statistics import recalibrate
 
 
 def start(
@@ -52,7 +49,7 @@ def start(
     there, here = _held(weights, model).particles, applications.architecture(model).particles
     if there == here:
         return network, None
-    measured = _recalibrate(network, images, settings, group)
+    measured = recalibrate(network, images, settings, group)
     return network, f"{weights} has {there} particles, made the {here} of {model}; {measured}"
 
 
@@ -100,20 +97,8 @@ def grow(
     network.name = model.lower()
     if recipe.growth_state == "reset":
         _forget_momenta(network.optimizer)
-    measured = _recalibrate(network, images, settings, group)
+    measured = recalibrate(network, images, settings, group)
     return network, f"{before} {where} grows to {model}; {measured}"
-
-
-def _recalibrate(
-    network: keras.Model, images: np.ndarray, settings: RunSettings, group: Group
-) -> str:
-    images = images[:RECALIBRATION_IMAGES]
-    labels = np.zeros(len(images), "int64")
-    # Everybody measures all of it: the batches need not be such that devices can share them.
-    with user_errors(), group.alone():
-        batches = assembly.make_batches(images, labels, settings.recipe, settings.seed, 2)
-        depth.recalibrate(network, batches)
-    return f"statistics of BatchNormalization measured on {len(images):,} training images"
 
 
 def _forget_momenta(optimizer: keras.optimizers.Optimizer) -> None:

@@ -50,6 +50,8 @@ class Recipe:
         label_smoothing: Weight of the uniform distribution in the target, in [0, 1).
         padding: Pixels of zero padding before the random crop; 0 for no crop.
         flip: Whether images are mirrored at random.
+        alternating_flip: Whether an image that is mirrored in one epoch is not in the next: see
+            `mf_zoo.data.Augmentation`.
         cutout: Side of the square cut out, in pixels; 0 for none.
         mixup: Parameter alpha of mixup's Beta distribution; 0 for none.
         cutmix: The same of CutMix. With both, each batch draws one of the two with probability 1/2.
@@ -66,6 +68,11 @@ class Recipe:
             `mf_zoo.layers`.
         dtype_policy: Keras dtype policy of the training; weights are float32 under all mixed
             ones, and the final test error is always measured in float32.
+        ema_momentum: Momentum of an exponential moving average of the weights over the steps, in
+            [0, 1); 0 for none. With it the average takes the place of the last step's weights at
+            the end of the run, and the statistics of BatchNormalization are measured anew on the
+            first 5,000 training images, augmented. Evaluations before are of the weights as they
+            are.
         ladder: Networks that the model grows from within the schedule: names of architectures of
             its family, each with the epoch at which it ends, as in `"ResNet20:10,ResNet32:20"`.
             Those of a network with learned times have learned times. Empty for none.
@@ -98,6 +105,7 @@ class Recipe:
     label_smoothing: float = _value(0.0, "loss", least=0, below=1)
     padding: int = _value(4, "augmentation", least=0)
     flip: bool = _value(True, "augmentation")
+    alternating_flip: bool = _value(False, "augmentation")
     cutout: int = _value(0, "augmentation", least=0)
     mixup: float = _value(0.0, "augmentation", least=0)
     cutmix: float = _value(0.0, "augmentation", least=0)
@@ -112,6 +120,7 @@ class Recipe:
     dtype_policy: str = _value(
         "float32", "run", choices=("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
     )
+    ema_momentum: float = _value(0.0, "averaging", least=0, below=1)
     ladder: str = _value("", "growth")
     growth_rule: str = _value("split", "growth", choices=("split", "constant", "linear"))
     growth_noise: float = _value(0.0, "growth", least=0)
@@ -127,6 +136,12 @@ class Recipe:
             self.warmup_epochs,
             self.warmup_epochs < self.epochs,
             f"less than the {self.epochs} epochs",
+        )
+        _require(
+            "alternating_flip",
+            self.alternating_flip,
+            self.flip or not self.alternating_flip,
+            "false where `flip` is",
         )
         # One ladder has one spelling: names of runs are made of it.
         object.__setattr__(self, "ladder", "".join(self.ladder.split()))
@@ -204,8 +219,8 @@ def fields(*parts: str) -> list[str]:
         *parts: Only those that belong to these parts of a training: `"run"` (its length and
             precision), `"batches"`, `"schedule"` (of the learning rate), `"optimizer"` (of all
             weights), `"times"` (what the optimizer does to particles), `"stage"` (arguments of
-            mean-field stages), `"augmentation"`, `"loss"`, `"growth"` (in depth). Without any, all
-            values but name and description.
+            mean-field stages), `"augmentation"`, `"loss"`, `"averaging"` (of weights), `"growth"`
+            (in depth). Without any, all values but name and description.
 
     Returns:
         The names, in the order of `Recipe`.

@@ -13,7 +13,16 @@ import numpy as np
 from mf_zoo import applications, data, devices, files
 from mf_zoo import weights as registry
 from mf_zoo.errors import UserError, user_errors
-from mf_zoo.training import assembly, distribution, folder, growth, ladder, pretrained, runs
+from mf_zoo.training import (
+    assembly,
+    distribution,
+    folder,
+    growth,
+    ladder,
+    pretrained,
+    runs,
+    statistics,
+)
 from mf_zoo.training.assembly import EVALUATION_BATCH
 from mf_zoo.training.callbacks import (
     AverageLogs,
@@ -224,6 +233,7 @@ class _Run:
             epoch = trunk.epoch
         if epoch < settings.last_epoch:
             self._fit(group, network, batches, evaluated, epoch)
+        statistics.use_average(network, images, settings, group)
         final = _network_of(config)
         final.set_weights(network.get_weights())
         scores = _evaluate(final, settings.dataset, *evaluated)

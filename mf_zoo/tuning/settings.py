@@ -81,6 +81,11 @@ class SearchSettings(Record):
                 "A search trains every network from its beginning: its recipe has no `ladder`. "
                 f"Received: ladder={self.recipe.ladder!r}"
             )
+        if self.recipe.ema_momentum:
+            raise ValueError(
+                "A search measures the weights of the last step: its recipe has no `ema_momentum`. "
+                f"Received: ema_momentum={self.recipe.ema_momentum!r}"
+            )
         if not self.models or len(set(self.models)) < len(self.models):
             raise ValueError(
                 f"`models` must be one name or several different ones. Received: {self.models}"

@@ -31,8 +31,9 @@ SPACE: Mapping[str, list | tuple] = types.MappingProxyType(
 MEAN_FIELD = fields("stage", "times")  # values that only networks with learned times have
 BATCHES = fields("batches", "augmentation")  # those that make the batches of arrays
 
-# The length of a training is the same for all trials, and so is its precision; none grows.
-_FIXED = ("name", "description", *fields("run", "growth"), "warmup_epochs")
+# The length of a training is the same for all trials, and so is its precision; none grows, and none
+# averages its weights.
+_FIXED = ("name", "description", *fields("run", "averaging", "growth"), "warmup_epochs")
 
 
 def recipe_values() -> list[str]:
