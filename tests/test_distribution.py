@@ -6,13 +6,13 @@ import socket
 import subprocess
 import sys
 
-import h5py
 import hypothesis
 import keras
 import networks
 import numpy as np
 import pytest
 from hypothesis import strategies
+from run_folders import arrays
 from tiny_zoo import train
 
 from mf_zoo import cli, data, files
@@ -114,20 +114,9 @@ def _run(folder, cache, processes, devices, *arguments, kill=None):
     return printed
 
 
-def _arrays(path):
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: (
-                found.__setitem__(name, item[()]) if isinstance(item, h5py.Dataset) else None
-            )
-        )
-    return found
-
-
 def test_a_group_trains_as_one_device_does(alone, together):
     (processes, devices), folder = together
-    expected, found = (_arrays(run / runs.WEIGHTS) for run in (alone, folder))
+    expected, found = (arrays(run / runs.WEIGHTS) for run in (alone, folder))
     assert expected.keys() == found.keys()
     for name in expected:  # weights, times, and the statistics of BatchNormalization
         scale = np.abs(expected[name]).max()

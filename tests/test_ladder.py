@@ -1,8 +1,6 @@
 """Growth as training: trunks, ladders, what they cost, and weights of another depth."""
 
 import argparse
-import csv
-import itertools
 import json
 import os
 import pathlib
@@ -11,10 +9,10 @@ import subprocess
 import sys
 import time
 
-import h5py
 import keras
 import numpy as np
 import pytest
+from run_folders import assert_same_run
 from tiny_zoo import train
 
 from mf_zoo import applications, cli, data, depth, files, layers, weights
@@ -31,7 +29,7 @@ from mf_zoo.training import (
     ladder,
 )
 from mf_zoo.training.dry_run import dry_run
-from mf_zoo.tuning import SearchSettings
+from mf_zoo.tuning import MeanFieldHyperModel, SearchSettings
 
 HERE = pathlib.Path(__file__).parent
 
@@ -51,35 +49,6 @@ COMMAND = [
     *("--initial-times", "random", "--time-learning-rate-multiplier", "20"),
     *("--ladder", "Tiny:2", "--growth-noise", "0.1"),
 ]
-
-
-def _arrays(path):
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: (
-                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-            )
-        )
-    return found
-
-
-def _rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _assert_same_run(first, second):
-    """The same weights to the bit and the same history, apart from the time it took."""
-    one, two = (_arrays(folder / "final.weights.h5") for folder in (first, second))
-    assert one.keys() == two.keys() and len(one) > 10
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, two[name], err_msg=name)
-    histories = [_rows(folder / "history.csv") for folder in (first, second)]
-    for row in itertools.chain(*histories):
-        del row["seconds"], row["images_per_second"]
-    assert histories[0] == histories[1]
-    assert (first / "times.csv").read_text() == (second / "times.csv").read_text()
 
 
 def _json(path):
@@ -189,6 +158,8 @@ def test_where_no_network_grows():
         SearchSettings("Tiny4", recipe=recipe)
     with pytest.raises(ValueError, match=r"has no `ema_momentum`. Received: ema_momentum=0.9"):
         SearchSettings("Tiny4", recipe=get_recipe("quick", ema_momentum=0.9))
+    with pytest.raises(ValueError, match=r"has no `ema_momentum`. Received: ema_momentum=0.9"):
+        MeanFieldHyperModel("Tiny4", recipe=get_recipe("quick", ema_momentum=0.9))
 
 
 @pytest.mark.once
@@ -238,10 +209,10 @@ def trunk(cifar10_dir, tmp_path_factory):
 def test_a_trunk_goes_on_to_the_run_that_was_let_alone(whole, trunk, cifar10_dir, tmp_path):
     found = _json(trunk / "result.json")
     assert (found["epochs"], found["grown_from"], found["image_passes"]) == (2, [], 128)
-    assert found["test_error"] == float(_rows(trunk / "history.csv")[-1]["test_error"])
+    assert found["test_error"] == float(files.read_rows(trunk / "history.csv")[-1]["test_error"])
     options = {"recipe": RECIPE, "data_dir": cifar10_dir, **OPTIONS}
     result = train("Tiny", output=tmp_path / "branch", trunk=trunk, **options)
-    _assert_same_run(whole, tmp_path / "branch")
+    assert_same_run(whole, tmp_path / "branch")
     alone = _json(whole / "result.json")
     for key in ("sha256", "test_error", "test_loss", "order_swaps", "epochs", "train_loss"):
         assert result[key] == alone[key]
@@ -309,8 +280,8 @@ def test_a_trunk_that_has_changed_is_noticed(trunk, whole, cifar10_dir, tmp_path
     shutil.rmtree(moved)
     train("Tiny", output=tmp_path / "other", trunk=moved, resume=True, **options)
     assert _json(tmp_path / "other" / "result.json")["grown_from"][0]["epochs"] == 2
-    _assert_same_run(whole, tmp_path / "other")
-    _assert_same_run(whole, tmp_path / "run")
+    assert_same_run(whole, tmp_path / "other")
+    assert_same_run(whole, tmp_path / "run")
 
 
 # --- Ladders -----------------------------------------------------------------------------------
@@ -366,8 +337,8 @@ def test_a_grown_run_killed_and_resumed_ends_with_the_same_weights(
         assert _json(folder / "state.json")["epoch"] == 3
     assert cli.main([*map(str, resume)]) == 0
     assert "after 4 epochs (grown from Tiny to epoch 2); " in capsys.readouterr().out
-    _assert_same_run(grown, folder)
-    _assert_same_run(grown / "rungs" / "Tiny-2", rung)
+    assert_same_run(grown, folder)
+    assert_same_run(grown / "rungs" / "Tiny-2", rung)
     result, expected = _json(folder / "result.json"), _json(grown / "result.json")
     for key in ("sha256", "test_error", "order_swaps", "image_passes", "multiply_adds", "epochs"):
         assert result[key] == expected[key]
@@ -376,14 +347,14 @@ def test_a_grown_run_killed_and_resumed_ends_with_the_same_weights(
 
 def test_a_grown_run_continues_the_schedule_and_the_history_of_its_trunk(grown):
     rung = grown / "rungs" / "Tiny-2"
-    history, before = _rows(grown / "history.csv"), _rows(rung / "history.csv")
+    history, before = files.read_rows(grown / "history.csv"), files.read_rows(rung / "history.csv")
     assert history[:2] == before and [row["epoch"] for row in history] == ["1", "2", "3", "4"]
     # As in one run: four steps an epoch, one epoch of warm-up, then a cosine over twelve steps.
     expected = [0.008 + 0.192 * 3 / 4]
     expected += [0.1 * (1 + np.cos(np.pi * k / 12)) for k in (3, 7, 11)]
     np.testing.assert_allclose([float(row["learning_rate"]) for row in history], expected, 1e-4)
     particles = {}
-    for row in _rows(grown / "times.csv"):
+    for row in files.read_rows(grown / "times.csv"):
         particles[row["epoch"]] = particles.get(row["epoch"], 0) + 1
     assert particles == {"0": 3, "1": 3, "2": 3, "3": 4, "4": 4}
     model = keras.saving.load_model(grown / "checkpoint-0004.keras")
@@ -411,7 +382,7 @@ def test_what_a_grown_run_took_is_added_up(grown, tmp_path):
         "weights": None,
         "weights_sha256": None,
     }
-    seconds = [float(row["seconds"]) for row in _rows(grown / "history.csv")]
+    seconds = [float(row["seconds"]) for row in files.read_rows(grown / "history.csv")]
     assert result["train_seconds"] == pytest.approx(sum(seconds[2:]), abs=0.06)
     assert result["total_train_seconds"] == pytest.approx(sum(seconds), abs=0.11)
 
@@ -500,7 +471,7 @@ def test_a_campaign_whose_runs_share_a_trunk_killed_and_resumed(cifar10_dir, tmp
         assert rows[name]["test_error"] == str(result["test_error"])
         assert rows[name]["multiply_adds"] == str(result["multiply_adds"])
         assert (rows[name]["epochs"], rows[name]["epochs_done"]) == ("3", "3")
-        times = _rows(tmp_path / "results" / "queue" / f"{name}.times.csv")
+        times = files.read_rows(tmp_path / "results" / "queue" / f"{name}.times.csv")
         assert times[0]["stage1/3"] == "" and times[-1]["stage1/3"] != ""
     # A trunk is no result.
     found = cells(read_results(tmp_path / "results" / "queue"))
@@ -573,7 +544,7 @@ def test_a_ladder_of_real_networks_from_end_to_end(model, cifar10_dir, tmp_path,
     printed = capsys.readouterr().out
     assert printed.startswith(f"{model} on cifar10, test: error ")
     assert f"after 2 epochs (grown from {small} to epoch 1); " in printed
-    history = _rows(tmp_path / "run" / "history.csv")
+    history = files.read_rows(tmp_path / "run" / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2"]
     found = {path.name for path in (tmp_path / "run" / "rungs" / f"{small}-1").iterdir()}
     assert {"checkpoint-0001.keras", "result.json", "final.weights.h5"} <= found

@@ -5,11 +5,11 @@ import json
 import pathlib
 import shutil
 
-import h5py
 import keras
 import numpy as np
 import pytest
 import tiny_zoo  # noqa: F401  # registers the network
+from run_folders import arrays
 
 from mf_zoo import applications, cli, data, files
 from mf_zoo.layers import stages
@@ -21,24 +21,13 @@ OLD = pathlib.Path(__file__).parent / "fixtures" / "version-0.1"
 pytestmark = pytest.mark.once_on_torch
 
 
-def _arrays(path):
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: (
-                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-            )
-        )
-    return found
-
-
 def test_a_run_begun_by_version_0_1_is_resumed_to_its_weights(cifar10_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     shutil.copytree(OLD / "begun", folder)
     command = ["train", "--resume", "--output", str(folder), "--data-dir", str(cifar10_dir)]
     assert cli.main([*command, "--verbose", "0"]) == 0
-    found, expected = (_arrays(path / "final.weights.h5") for path in (folder, OLD / "whole"))
+    found, expected = (arrays(path / "final.weights.h5") for path in (folder, OLD / "whole"))
     assert found.keys() == expected.keys()
     for name, value in expected.items():  # Another processor rounds otherwise.
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -13,13 +13,13 @@ import pathlib
 import subprocess
 import sys
 
-import h5py
 import keras
 import numpy as np
 import pytest
 import tiny_zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_folders import arrays, assert_same_run
 from tiny_zoo import train
 
 from mf_zoo import data, depth, files, weights
@@ -379,36 +379,6 @@ def finished(cifar10_dir, tmp_path_factory):
     return folder
 
 
-def _rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _weights(path):
-    found = {}
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            found[name] = item[()]
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return found
-
-
-def _assert_same_run(first, second):
-    """The same weights to the bit and the same history, apart from the time it took."""
-    one, two = _weights(first / "final.weights.h5"), _weights(second / "final.weights.h5")
-    assert one.keys() == two.keys() and len(one) > 10
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, two[name], err_msg=name)
-    histories = [_rows(folder / "history.csv") for folder in (first, second)]
-    for row in itertools.chain(*histories):
-        del row["seconds"], row["images_per_second"]
-    assert histories[0] == histories[1]
-    assert (first / "times.csv").read_text() == (second / "times.csv").read_text()
-
-
 def test_the_run_folder_is_complete(finished, cifar10_dir):
     names = {path.name for path in finished.iterdir()} - {"tensorboard", ".lock"}
     files = {"config.json", "state.json", "result.json", "history.csv", "times.csv"}
@@ -435,7 +405,7 @@ def test_the_result_is_that_of_the_shipped_weights(finished, cifar10_dir):
         100 * np.mean(probabilities.argmax(1) != labels[:64]), abs=1e-5
     )
     assert result["test_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-5)
-    last = _rows(finished / "history.csv")[-1]
+    last = files.read_rows(finished / "history.csv")[-1]
     assert float(last["test_error"]) == pytest.approx(result["test_error"], abs=1e-4)
     assert float(last["test_loss"]) == pytest.approx(result["test_loss"], rel=1e-4)
 
@@ -464,7 +434,7 @@ def test_weights_are_measured_as_the_run_measured_its_own(finished, cifar10_dir,
 
 
 def test_the_history_tells_what_happened(finished):
-    history = _rows(finished / "history.csv")
+    history = files.read_rows(finished / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2", "3", "4"]
     # Evaluated every third epoch, and after the last.
     assert [bool(row["test_error"]) for row in history] == [False, False, True, True]
@@ -478,7 +448,7 @@ def test_the_history_tells_what_happened(finished):
 
 def test_times_ranks_and_swaps_belong_together(finished):
     epochs = {}
-    for row in _rows(finished / "times.csv"):
+    for row in files.read_rows(finished / "times.csv"):
         epochs.setdefault(int(row["epoch"]), []).append((float(row["time"]), int(row["rank"])))
     assert sorted(epochs) == [0, 1, 2, 3, 4]
     swaps = []
@@ -495,7 +465,7 @@ def test_times_ranks_and_swaps_belong_together(finished):
                     for i, j in itertools.combinations(range(3), 2)
                 )
             )
-    assert [int(row["order_swaps"]) for row in _rows(finished / "history.csv")] == swaps
+    assert [int(row["order_swaps"]) for row in files.read_rows(finished / "history.csv")] == swaps
     assert sum(swaps) > 0  # else this test shows little
 
 
@@ -521,7 +491,7 @@ def test_tensorboard_logs(finished):
             float(tensor_util.make_ndarray(event.tensor_proto))
             for event in log.Tensors(f"epoch_{name}")
         ]
-        written = [float(row[name]) for row in _rows(finished / "history.csv")]
+        written = [float(row[name]) for row in files.read_rows(finished / "history.csv")]
         np.testing.assert_allclose(logged, written, rtol=1e-6)
 
 
@@ -551,7 +521,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
         "checkpoint-0001.keras",
         "checkpoint-0002.keras",
     }
-    assert len(_rows(folder / "history.csv")) == 2
+    assert len(files.read_rows(folder / "history.csv")) == 2
     # Asked to stop in the middle of the third.
     process = _run_process("SIGTERM", "2.2", *resume)
     assert process.returncode == 143, process.stderr
@@ -567,7 +537,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, cifar10_dir, tmp_pat
         eval_every=3,
         **OPTIONS,
     )
-    _assert_same_run(finished, folder)
+    assert_same_run(finished, folder)
     assert not list(folder.glob("partial-*"))
 
 
@@ -606,7 +576,7 @@ def test_a_run_from_weights_with_frozen_layers(cifar10_dir, tmp_path, monkeypatc
         with pytest.raises(UserError, match=message):
             train("Tiny", output=folder, resume=True, **{**start, **change}, **options)
     train("Tiny", output=folder, resume=True, **start, **options)
-    _assert_same_run(tmp_path / "whole", folder)
+    assert_same_run(tmp_path / "whole", folder)
 
     trained = tiny_zoo.tiny(folder / "final.weights.h5")
     changed = {
@@ -640,8 +610,8 @@ def test_a_resumed_run_of_a_frozen_network_trains_its_classifier_alone(
         train("MFResNet20", output=folder, **options)
     assert json.loads((folder / "state.json").read_text())["epoch"] == 1
     train("MFResNet20", output=folder, resume=True, **options)
-    _assert_same_run(tmp_path / "whole", folder)
-    rates = [float(row["learning_rate"]) for row in _rows(folder / "history.csv")]
+    assert_same_run(tmp_path / "whole", folder)
+    rates = [float(row["learning_rate"]) for row in files.read_rows(folder / "history.csv")]
     np.testing.assert_allclose(rates, [0.05, 0.005, 0.0005], rtol=1e-5)
     results = [
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
@@ -687,12 +657,12 @@ def test_a_run_that_averages_its_weights(cifar10_dir, tmp_path, monkeypatch):
     with _killed_in_the_second_epoch(monkeypatch):
         train("Tiny", output=folder, **options)
     train("Tiny", output=folder, resume=True, **options)
-    _assert_same_run(tmp_path / "whole", folder)
+    assert_same_run(tmp_path / "whole", folder)
     # And where it was killed between its last epoch and its result.
     for name in ("result.json", "final.weights.h5"):
         (folder / name).unlink()
     train("Tiny", output=folder, resume=True, **options)
-    _assert_same_run(tmp_path / "whole", folder)
+    assert_same_run(tmp_path / "whole", folder)
 
 
 @pytest.mark.once
@@ -773,13 +743,13 @@ def test_a_run_on_the_device_is_the_same_run(epochs, tolerance, cifar10_dir, tmp
         epochs=epochs, warmup_epochs=epochs / 4, time_learning_rate_multiplier=1.0
     )
     folders = _on_host_and_device(cifar10_dir, tmp_path, recipe=recipe, eval_every=3)
-    host, device = (_weights(folder / "final.weights.h5") for folder in folders)
+    host, device = (arrays(folder / "final.weights.h5") for folder in folders)
     assert host.keys() == device.keys() and len(host) > 10
     for key, value in host.items():
         np.testing.assert_allclose(
             device[key], value, rtol=0, atol=tolerance * np.abs(value).max(), err_msg=key
         )
-    one, two = (_rows(folder / "history.csv") for folder in folders)
+    one, two = (files.read_rows(folder / "history.csv") for folder in folders)
     for key in ("epoch", "learning_rate", "order_swaps"):
         assert [row[key] for row in one] == [row[key] for row in two]
 
@@ -798,7 +768,7 @@ def test_mixed_labels_and_a_last_batch_that_is_not_full_on_the_device(cifar10_di
     """Here rounding differs."""
     recipe = RECIPE.replace(mixup=0.4, cutmix=1.0, epochs=1, warmup_epochs=0.5)
     folders = _on_host_and_device(cifar10_dir, tmp_path, recipe=recipe, limit=60)
-    host, device = (_weights(folder / "final.weights.h5") for folder in folders)
+    host, device = (arrays(folder / "final.weights.h5") for folder in folders)
     for key, value in host.items():
         np.testing.assert_allclose(device[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
 
@@ -890,7 +860,7 @@ def test_mixed_precision_mixup_and_a_holdout(cifar10_dir, tmp_path):
     assert result["test_loss"] == pytest.approx(scores.nll, rel=1e-5)
     assert result["test_error"] == pytest.approx(scores.error, abs=1e-5)
     assert all(
-        value.dtype.kind == "f" for value in _weights(tmp_path / "run" / result["file"]).values()
+        value.dtype.kind == "f" for value in arrays(tmp_path / "run" / result["file"]).values()
     )
 
 

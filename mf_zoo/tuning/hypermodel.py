@@ -21,7 +21,14 @@ from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.schedules import learning_rate_schedule
 from mf_zoo.tuning import inputs
 from mf_zoo.tuning.settings import SearchSettings
-from mf_zoo.tuning.space import BATCHES, MEAN_FIELD, check_space, default_search, recipe_values
+from mf_zoo.tuning.space import (
+    BATCHES,
+    MEAN_FIELD,
+    check_recipe,
+    check_space,
+    default_search,
+    recipe_values,
+)
 
 
 class MeanFieldHyperModel(keras_tuner.HyperModel):
@@ -122,6 +129,7 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         self.dataset = dataset
         self.normalization = normalization
         self.base = get_recipe(recipe)
+        check_recipe(self.base)
         self.weights = weights
         self.freeze = [freeze] if isinstance(freeze, str) else list(freeze)
         self.seed = seed

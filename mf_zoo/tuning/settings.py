@@ -6,7 +6,7 @@ from typing import Any
 
 from mf_zoo.training.recipes import RECIPES, Recipe
 from mf_zoo.training.settings import Record, RunSettings, setting
-from mf_zoo.tuning.space import check_space, format_search, parse_search
+from mf_zoo.tuning.space import check_recipe, check_space, format_search, parse_search
 
 SEARCH = "search.json"  # the settings of a search, in its folder
 TUNERS = ("random", "bayesian", "hyperband", "grid")
@@ -76,16 +76,7 @@ class SearchSettings(Record):
         # A recipe may be given as that of a run.
         object.__setattr__(self, "recipe", RunSettings("any", recipe=self.recipe).recipe)
         super().__post_init__()
-        if self.recipe.ladder:
-            raise ValueError(
-                "A search trains every network from its beginning: its recipe has no `ladder`. "
-                f"Received: ladder={self.recipe.ladder!r}"
-            )
-        if self.recipe.ema_momentum:
-            raise ValueError(
-                "A search measures the weights of the last step: its recipe has no `ema_momentum`. "
-                f"Received: ema_momentum={self.recipe.ema_momentum!r}"
-            )
+        check_recipe(self.recipe)
         if not self.models or len(set(self.models)) < len(self.models):
             raise ValueError(
                 f"`models` must be one name or several different ones. Received: {self.models}"

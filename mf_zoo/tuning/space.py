@@ -58,6 +58,23 @@ def default_search(models: Iterable[str], pretrained: bool) -> list[str]:
     return [name for name in SPACE if name not in left_out]
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """Checks that the trials of a search can train as a recipe says.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        ValueError: If it has a value that no search takes.
+    """
+    for name, reason in {
+        "ladder": "A search trains every network from its beginning",
+        "ema_momentum": "A search measures the weights of the last step",
+    }.items():
+        if value := getattr(recipe, name):
+            raise ValueError(f"{reason}: its recipe has no `{name}`. Received: {name}={value!r}")
+
+
 def check_space(search: Iterable[str] | Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Checks a search space and fills in the ranges of `SPACE`.
 
