@@ -63,6 +63,10 @@ class Architecture:
         stem: What comes before the first stage.
         normalization: How every BatchNormalization is set.
         block_arguments: Further arguments of the residual function.
+        shortcut: What the shortcut of an entry block is: `"projection"`, a convolution of 1 x 1
+            pixels (option B of He et al.), or `"identity"`: the input, with every other row and
+            column where the stage is strided, between channels of zeros (option A). It has no
+            weights.
         image_shape: Default `(rows, cols, channels)` of images.
         purpose: What it is made for, for the documentation.
 
@@ -87,6 +91,7 @@ class Architecture:
     stem: Stem
     normalization: Normalization = Normalization()
     block_arguments: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    shortcut: str = "projection"
     image_shape: tuple[int, int, int] = (32, 32, 3)
     purpose: str = "CIFAR"
 
@@ -104,6 +109,17 @@ class Architecture:
             raise ValueError(
                 "`filters` and `blocks` must have a number for each stage. "
                 f"Received: filters={self.filters}, blocks={self.blocks}"
+            )
+        if self.shortcut not in ("projection", "identity"):
+            raise ValueError(
+                '`shortcut` must be "projection" or "identity". '
+                f"Received: shortcut={self.shortcut!r}"
+            )
+        widths = (self.stem.filters, *self.channels)
+        if self.shortcut == "identity" and list(widths) != sorted(widths):
+            raise ValueError(
+                '`shortcut="identity"` adds channels and needs stages with at least as many as '
+                f"before. Received: {', '.join(map(str, widths))} channels"
             )
         if min(self.particles) < 1:
             raise ValueError(
@@ -247,8 +263,13 @@ class Architecture:
         for stage, (chain, channels) in enumerate(self._stages()):
             outputs, particles = self.channels[stage], self.particles[stage]
             if self.has_entry[stage]:
-                total += (channels * outputs, 0)  # the convolution of the shortcut
-                total += batch_normalization(channels if self.preactivation else outputs)
+                projected = self.shortcut == "projection"
+                if projected:
+                    total += (channels * outputs, 0)  # the convolution of the shortcut
+                if self.preactivation:
+                    total += batch_normalization(channels)
+                elif projected:
+                    total += batch_normalization(outputs)
                 total += chain.weights(
                     channels, self.filters[stage], first_activation=False, **self.block_arguments
                 )
@@ -301,7 +322,8 @@ class Architecture:
             outputs, arguments = self.channels[stage], self.block_arguments
             entered = strided(*size, strides)
             if self.has_entry[stage]:
-                total += math.prod(entered) * channels * outputs
+                if self.shortcut == "projection":
+                    total += math.prod(entered) * channels * outputs
                 total += chain.multiply_adds(*size, channels, filters, strides=strides, **arguments)
             size = entered
             block = chain.multiply_adds(*size, outputs, filters, **arguments)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 import mf_zoo.layers
 from mf_zoo.applications.architectures import Architecture, Normalization
@@ -64,12 +64,28 @@ def _stem(x: Any, architecture: Architecture) -> Any:
     return x
 
 
+def _identity_shortcut(x: Any, channels: int, strides: int, name: str) -> Any:
+    """Every `strides`-th row and column, between channels of zeros."""
+    if strides > 1:
+        x = layers.AveragePooling2D(1, strides=strides, name=f"{name}_shortcut_pool")(x)
+    axis = range(4)[_axis()]
+    before, odd = divmod(channels - x.shape[axis], 2)
+    # An operation of Keras and no layer of ours: Keras alone loads a network that was folded.
+    return ops.pad(x, [(before, before + odd) if k == axis else (0, 0) for k in range(4)])
+
+
 def _entry_block(x: Any, architecture: Architecture, stage: int) -> Any:
     """The block that changes the shape at the start of a stage: a plain residual block."""
     # The names are those of weight files.
     name, strides = f"head{stage + 1}", architecture.strides[stage]
     normalization = architecture.normalization
-    shortcut = _convolution(architecture.channels[stage], 1, f"{name}_shortcut_conv", strides)
+    projected, channels = architecture.shortcut == "projection", architecture.channels[stage]
+
+    def shortcut(x: Any) -> Any:
+        if projected:
+            return _convolution(channels, 1, f"{name}_shortcut_conv", strides)(x)
+        return _identity_shortcut(x, channels, strides, name)
+
     arguments = {"strides": strides, "name": f"{name}_block"}
     if architecture.preactivation:
         # Block and shortcut share the activation.
@@ -77,8 +93,10 @@ def _entry_block(x: Any, architecture: Architecture, stage: int) -> Any:
         block = residual_function(architecture, stage, first_activation=False, **arguments)
         return layers.Add(name=f"{name}_add")([shortcut(x), block(x)])
     block = residual_function(architecture, stage, **arguments)
-    shortcut = _normalization(normalization, f"{name}_shortcut_bn")(shortcut(x))
-    x = layers.Add(name=f"{name}_add")([shortcut, block(x)])
+    skip = shortcut(x)
+    if projected:
+        skip = _normalization(normalization, f"{name}_shortcut_bn")(skip)
+    x = layers.Add(name=f"{name}_add")([skip, block(x)])
     return layers.ReLU(name=f"{name}_relu")(x)
 
 

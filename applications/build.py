@@ -34,6 +34,7 @@ def build(
     reorder: bool | None = None,
     integrator: Any = None,
     remat: bool = False,
+    shortcut: str | None = None,
     **top: Any,
 ) -> keras.Model:
     """Makes a network; the arguments are those of the builders.
@@ -49,6 +50,8 @@ def build(
     """
     if pooling not in (None, "avg", "max"):
         raise ValueError(f'`pooling` must be None, "avg" or "max". Received: pooling={pooling!r}')
+    if shortcut is not None:
+        architecture = dataclasses.replace(architecture, shortcut=shortcut)
     record, source = None, Network(model, architecture, mean_field, None)
     plain = {"quadrature": "backward", "horizon": None, "reorder": True, "integrator": "euler"}
     asked = {"quadrature": quadrature, "horizon": horizon}
@@ -61,6 +64,11 @@ def build(
         source = dataclasses.replace(source, architecture=held)
     else:
         record, source = loading.registered(model, weights)
+        if source.architecture.shortcut != architecture.shortcut:
+            raise ValueError(
+                f"The registered weights {weights!r} are of {source.name} with "
+                f"shortcut={source.architecture.shortcut!r}. Received: shortcut={shortcut!r}"
+            )
         path = registry.path(record)
     # What the weights were trained with, and what is asked for in their place.
     theirs = plain if record is None else {key: getattr(record, key) for key in plain}

@@ -60,6 +60,7 @@ class PlainBuilder:
         dataset: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         remat: bool = False,
+        shortcut: str | None = None,
     ) -> "keras.Model":
         """Makes the network.
 
@@ -88,6 +89,10 @@ class PlainBuilder:
             remat: Whether the activations within a block are computed again in the backward pass
                 instead of being kept: less memory for more work, see
                 `mf_zoo.layers.MeanFieldStage`.
+            shortcut: Shortcut of the entry blocks: `"projection"`, or `"identity"`, with channels
+                of zeros and without weights, as in the networks of He et al. for CIFAR; `None` for
+                the network's own, which is `"projection"` in all of the zoo, its registered weights
+                included.
 
         Returns:
             A `keras.Model` from images `(batch, rows, cols, channels)`, uint8 or float, 0..255
@@ -113,6 +118,7 @@ class PlainBuilder:
             dataset=dataset,
             normalization=normalization,
             remat=remat,
+            shortcut=shortcut,
         )
 
 
@@ -157,6 +163,7 @@ class MeanFieldBuilder(PlainBuilder):
         dataset: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         remat: bool = False,
+        shortcut: str | None = None,
     ) -> "keras.Model":
         """Makes the network. All other arguments are those of a plain network.
 
@@ -196,6 +203,7 @@ class MeanFieldBuilder(PlainBuilder):
             dataset=dataset,
             normalization=normalization,
             remat=remat,
+            shortcut=shortcut,
         )
 
 

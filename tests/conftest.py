@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import hashlib
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -82,6 +83,29 @@ def cifar100_dir(cifar10_raw, request, tmp_path_factory) -> pathlib.Path:
     if not (cifar10_raw / "cifar100" / "test.webp").is_file():
         pytest.skip(f"needs real CIFAR-100: no cifar100/test.webp in {cifar10_raw}")
     return _prepared("cifar100", cifar10_raw, request, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def cifar10_test(cifar10_raw):
+    """All test images of CIFAR-10 in the official order, and their labels."""
+    spec = importlib.util.spec_from_file_location("prepare_cifar", cifar10_raw / "prepare_cifar.py")
+    prepare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(prepare)
+    images, columns = prepare.read_split("cifar10", "test")
+    return images, columns["label"].astype("int64")
+
+
+@pytest.fixture(scope="session")
+def akamaster() -> pathlib.Path:
+    """The folder of two public state dicts of akamaster/pytorch_resnet_cifar10."""
+    named = os.environ.get("MF_ZOO_TEST_PEERS")
+    folder = (pathlib.Path(named) if named else ROOT.parent / "shared" / "peers") / "akamaster"
+    if not (folder / "resnet20-12fca82f.th").is_file():
+        pytest.skip(
+            f"needs the public weights resnet20-12fca82f.th in {folder} "
+            "(set MF_ZOO_TEST_PEERS to the folder above it)"
+        )
+    return folder
 
 
 def _prepared(dataset: str, raw: pathlib.Path, request, tmp_path_factory) -> pathlib.Path:

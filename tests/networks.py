@@ -14,6 +14,7 @@ from mf_zoo.layers import stages
 # Architectures of 2 or 3 blocks a stage, the entry block included.
 SMALL = {
     "basic": resnet.resnet(14),
+    "identity shortcuts": dataclasses.replace(resnet.resnet(14), shortcut="identity"),
     "pre-activation": preact_resnet.preact_resnet(14),
     "bottleneck": resnet.bottleneck_resnet(20),
     "pre-activation bottleneck": preact_resnet.bottleneck_resnet(20),

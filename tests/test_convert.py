@@ -1,5 +1,7 @@
 """Weights from PyTorch, checked against networks that others wrote, and between twins."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -133,6 +135,114 @@ def test_names_of_torchvision(network, images):
     model = applications.ResNet20(classifier_activation=None)
     convert.from_torch(torchvision_names(network.state_dict()), model, MEAN, STD)
     close(outputs(model, images), logits_of(network, images))
+
+
+def renamed(state_dict, rules):
+    """The arrays of torchvision's names under others."""
+    for old, new in rules.items():
+        state_dict = {re.sub(old, new, name): array for name, array in state_dict.items()}
+    return state_dict
+
+
+KUANGLIU = {r"downsample\.": "shortcut.", "^module.fc": "module.linear"}
+WEIAICUNZAI = {
+    r"downsample\.": "shortcut.",
+    r"layer1\.": "conv2_x.",
+    r"layer2\.": "conv3_x.",
+    r"layer3\.": "conv4_x.",
+    r"(\d)\.conv1\.": r"\1.residual_function.0.",
+    r"(\d)\.bn1\.": r"\1.residual_function.1.",
+    r"(\d)\.conv2\.": r"\1.residual_function.3.",
+    r"(\d)\.bn2\.": r"\1.residual_function.4.",
+    r"^module\.conv1\.weight": "module.conv1.0.weight",
+    r"^module\.bn1\.": "module.conv1.1.",
+}
+
+
+@pytest.mark.parametrize(
+    "rules, name, repository, std",
+    [
+        ({}, "torchvision", "chenyaofo/pytorch-cifar-models", 0.2023),
+        (KUANGLIU, "kuangliu", "kuangliu/pytorch-cifar", 0.2023),
+        (WEIAICUNZAI, "weiaicunzai", "weiaicunzai/pytorch-cifar100", 0.2673),
+    ],
+)
+def test_names_are_recognised(network, images, rules, name, repository, std):
+    arrays = renamed(torchvision_names(network.state_dict()), rules)
+    naming = convert.recognize(arrays)
+    assert naming.name == name and naming is convert.namings()[name]
+    assert naming.normalizations[0].repository == repository
+    assert naming.normalizations[0].std[0] == std
+    model = applications.ResNet20(classifier_activation=None)
+    with pytest.warns(UserWarning, match=f"as in {name}.*{repository} on cifar.*std=\\({std}, "):
+        convert.from_torch(arrays, model)
+    convert.from_torch(arrays, model, MEAN, STD)
+    close(outputs(model, images), logits_of(network, images))
+
+
+@pytest.mark.once
+def test_names_that_nobody_gives():
+    assert convert.recognize({}) is None
+    assert convert.recognize(["encoder.layers.0.weight"]) is None
+    assert convert.recognize(["features.init_block.weight"]).name == "pytorchcv, pre-activation"
+
+
+def strict_state_dict(path):
+    return torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+
+
+def plain_torch(arrays, images):
+    """The network of akamaster's weights, written down with PyTorch's functions alone."""
+    f = torch.nn.functional
+    mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    x = torch.tensor(((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype("float32"))
+
+    def convolve(x, conv, bn, stride=1):
+        x = f.conv2d(x, arrays[f"module.{conv}.weight"], stride=stride, padding=1)
+        moving = (arrays[f"module.{bn}.running_{kind}"] for kind in ("mean", "var"))
+        scale = (arrays[f"module.{bn}.{kind}"] for kind in ("weight", "bias"))
+        return f.batch_norm(x, *moving, *scale)
+
+    x = f.relu(convolve(x, "conv1", "bn1"))
+    for stage in (1, 2, 3):
+        for unit in range(3):
+            stride = 2 if stage > 1 and unit == 0 else 1
+            block = f"layer{stage}.{unit}"
+            y = f.relu(convolve(x, f"{block}.conv1", f"{block}.bn1", stride))
+            y = convolve(y, f"{block}.conv2", f"{block}.bn2")
+            missing = y.shape[1] - x.shape[1]
+            x = f.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, missing // 2, missing // 2))
+            x = f.relu(x + y)
+    return f.linear(
+        x.mean((2, 3)), arrays["module.linear.weight"], arrays["module.linear.bias"]
+    ).numpy()
+
+
+def test_public_weights_with_identity_shortcuts(akamaster, images):
+    arrays = strict_state_dict(akamaster / "resnet20-12fca82f.th")
+    normalization = convert.recognize(arrays).normalizations[-1]
+    assert normalization.repository == "akamaster/pytorch_resnet_cifar10"
+    model = applications.MFResNet20(shortcut="identity", classifier_activation=None)
+    convert.from_torch(arrays, model, normalization.mean, normalization.std)
+    assert sum(v.numpy().size for v in model.trainable_variables) == 269_722 + 7  # and the times
+    expected = plain_torch(arrays, images)
+    close(outputs(model, images), expected)
+    close(outputs(convert.to_plain(model), images), expected)
+    with pytest.raises(ValueError, match='identities: build the model with shortcut="identity"'):
+        convert.from_torch(arrays, applications.ResNet20())
+
+
+@pytest.mark.once_on_torch
+def test_public_weights_have_their_published_error(akamaster, cifar10_test):
+    """8.27 % of all 10,000 test images, as their README says; as mean-field network too."""
+    images, labels = cifar10_test
+    arrays = strict_state_dict(akamaster / "resnet20-12fca82f.th")
+    normalization = convert.recognize(arrays).normalizations[-1]
+    model = applications.ResNet20(shortcut="identity", classifier_activation=None)
+    convert.from_torch(arrays, model, normalization.mean, normalization.std)
+    for network in (model, convert.to_mean_field(model, quadrature="midpoint", horizon=1.5)):
+        scores = network.predict(images, batch_size=500, verbose=0)
+        assert np.sum(scores.argmax(axis=1) != labels) == 827
 
 
 def test_normalization_is_part_of_the_saved_model(network, images, tmp_path):

@@ -1,48 +1,19 @@
 """Weights from PyTorch: what the arrays of a state dict are called, and where they go."""
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
+from mf_zoo.convert.naming import Naming, namings, recognize
 from mf_zoo.layers import MeanFieldStage, stages
 from mf_zoo.layers.residual_function import ResidualFunction
 
 _SHOWN = 4  # differences named in an error message
 
-# What the layers of a network are called elsewhere: `stage` and `unit` (block of a stage) count
-# from 1, `index` is that of the unit from 0, `number` that of the convolution in its block from 1.
-_UNIT = "features.stage{stage}.unit{unit}"
-_NAMES = {
-    "pytorchcv": {
-        "stem_conv": "features.init_block.conv",
-        "stem_bn": "features.init_block.bn",
-        "conv": _UNIT + ".body.conv{number}.conv",
-        "bn": _UNIT + ".body.conv{number}.bn",
-        "shortcut_conv": _UNIT + ".identity_conv.conv",
-        "shortcut_bn": _UNIT + ".identity_conv.bn",
-        "predictions": "output",
-    },
-    "pytorchcv, pre-activation": {
-        "stem_conv": "features.init_block",
-        "conv": _UNIT + ".body.conv{number}.conv",
-        "bn": _UNIT + ".body.conv{number}.bn",
-        "shortcut_conv": _UNIT + ".identity_conv",
-        "last_bn": "features.post_activ.bn",
-        "predictions": "output",
-    },
-    "torchvision": {
-        "stem_conv": "conv1",
-        "stem_bn": "bn1",
-        "conv": "layer{stage}.{index}.conv{number}",
-        "bn": "layer{stage}.{index}.bn{number}",
-        "shortcut_conv": "layer{stage}.{index}.downsample.0",
-        "shortcut_bn": "layer{stage}.{index}.downsample.1",
-        "predictions": "fc",
-    },
-}
 _BATCH_NORMALIZATION = {
     "weight": "gamma",
     "bias": "beta",
@@ -63,12 +34,14 @@ def from_torch(
 ) -> keras.Model:
     """Loads a PyTorch state dict of the same architecture: all of it, or nothing.
 
-    Two ways of naming are known: that of the package `pytorchcv` (`resnet20_cifar10` and deeper,
-    `resnet164bn_cifar10` for `PostActResNet164`, `preresnet110_cifar10`,
-    `preresnet164bn_cifar10`, `resnext29_32x4d_cifar10`, ...), and that of torchvision's `ResNet`
-    (`conv1`, `bn1`, `layer1.0.conv1`, `layer2.0.downsample.0`, `fc`), which the post-activation
-    ResNets of chenyaofo/pytorch-cifar-models have. A prefix `module.` of all names is dropped, and
-    `num_batches_tracked` has no use here.
+    The naming is recognised (`mf_zoo.convert.recognize`): that of the package `pytorchcv`
+    (`resnet20_cifar10` and deeper, `resnet164bn_cifar10` for `PostActResNet164`,
+    `preresnet110_cifar10`, `preresnet164bn_cifar10`, `resnext29_32x4d_cifar10`, ...); that of
+    torchvision's `ResNet`, which timm's and the post-activation ResNets of
+    chenyaofo/pytorch-cifar-models have; that of kuangliu/pytorch-cifar and
+    akamaster/pytorch_resnet_cifar10; that of weiaicunzai/pytorch-cifar100. A prefix `module.` of
+    all names is dropped, and `num_batches_tracked` has no use here. The networks of akamaster have
+    identity shortcuts: they go into `ResNet20(shortcut="identity")` and deeper ones.
 
     Every other array must find its variable, and every variable its array. Blocks come in depth
     order: the first one goes to the particle with the smallest time. In a mean-field model whose
@@ -80,12 +53,11 @@ def from_torch(
     `(variance + 1.001e-5) / (variance + 1e-5)`, at most 1.0005, and inference is the same.
 
     Public weights expect images normalised as in their training. Pass that `mean` and `std`, and
-    the converted model takes images in 0..255, as all models here. Those of pytorchcv (CIFAR-10 and
-    CIFAR-100) and of chenyaofo's CIFAR-10 models are `mean=(0.4914, 0.4822, 0.4465)` and
-    `std=(0.2023, 0.1994, 0.2010)`; those of chenyaofo's CIFAR-100 models
-    `mean=(0.5070, 0.4865, 0.4409)` and `std=(0.2673, 0.2564, 0.2761)`. They are constants of the
-    layer `normalization`, no weights: `model.save("model.keras")` keeps them,
-    `model.save_weights` does not, and a model that is filled from such a file needs them anew.
+    the converted model takes images in 0..255, as all models here. What the repositories that name
+    so use is in `recognize(state_dict).normalizations`; without `mean` and `std` a warning says so.
+    They are constants of the layer `normalization`, no weights: `model.save("model.keras")` keeps
+    them, `model.save_weights` does not, and a model that is filled from such a file needs them
+    anew.
 
     Args:
         state_dict: Names and arrays, PyTorch tensors or anything NumPy reads: what
@@ -121,18 +93,20 @@ def from_torch(
     _check_network(model)
     normalization = _check_normalization(model, mean, std)
     arrays = _read(state_dict)
-    preactivation = any(layer.name == "last_bn" for layer in model.layers)
-    if preactivation:
-        naming = "pytorchcv, pre-activation"
-    else:
-        naming = "torchvision" if "conv1.weight" in arrays else "pytorchcv"
-    places = {place.name: place for place in _places(model, _NAMES[naming])}
+    naming = _naming(model, arrays)
+    places = {place.name: place for place in _places(model, naming)}
     _check_covered(model, places)
     differences = _differences(places, arrays)
     if differences:
+        if not any("shortcut" in name for name in arrays) and any(
+            "shortcut" in place.layer.name for place in places.values()
+        ):
+            differences += (
+                '. Its shortcuts seem to be identities: build the model with shortcut="identity"'
+            )
         raise ValueError(
             f"`state_dict` must hold the {len(places)} arrays of {model.name!r} in the naming of "
-            f"{naming}, with such names as {next(iter(places))!r}; the model is unchanged. "
+            f"{naming.name}, with such names as {next(iter(places))!r}; the model is unchanged. "
             f"Received: {len(arrays)} arrays: {differences}"
         )
 
@@ -165,6 +139,8 @@ def from_torch(
         variable.assign(value)
     if normalization is not None:
         _set_normalization(model, normalization, mean, std)
+    else:
+        _tell_normalizations(model, naming)
     return model
 
 
@@ -182,7 +158,29 @@ class _Place(NamedTuple):
         return getattr(self.layer, self.weight)
 
 
-def _places(model: keras.Model, names: dict[str, str]) -> Iterator[_Place]:
+def _naming(model: keras.Model, arrays: Mapping[str, Any]) -> Naming:
+    """The naming of a state dict: the most likely one of networks like the model."""
+    preactivation = any(layer.name == "last_bn" for layer in model.layers)
+    found = recognize(arrays)
+    if found is not None and found.preactivation == preactivation:
+        return found
+    return namings()["pytorchcv, pre-activation" if preactivation else "pytorchcv"]
+
+
+def _tell_normalizations(model: keras.Model, naming: Naming) -> None:
+    """Warns that images may have to be normalised in another way than the model does it."""
+    known = "; ".join(
+        f"{one.repository} on {one.dataset}: mean={one.mean}, std={one.std}"
+        for one in naming.normalizations
+    )
+    warnings.warn(
+        f"The arrays are named as in {naming.name}. {model.name!r} keeps its own mean and standard "
+        f"deviation of images; pass `mean` and `std` of the weights' training. {known}",
+        stacklevel=3,
+    )
+
+
+def _places(model: keras.Model, naming: Naming) -> Iterator[_Place]:
     """All places of a network of `mf_zoo.applications`, in the given naming."""
     layers = {layer.name: layer for layer in model.layers}
 
@@ -200,25 +198,28 @@ def _places(model: keras.Model, names: dict[str, str]) -> Iterator[_Place]:
             for kind in ("bn", "conv"):
                 layer = getattr(block, f"{kind}{number}", None)
                 if layer is not None:
-                    yield from of_layer(layer, names[kind].format(number=number, **unit), *particle)
+                    yield from of_layer(
+                        layer, naming.module(kind, number=number, **unit), *particle
+                    )
 
     for kind in ("stem_conv", "stem_bn", "last_bn", "predictions"):
         if kind in layers:
-            yield from of_layer(layers[kind], names[kind])
+            yield from of_layer(layers[kind], naming.module(kind))
     for number in itertools.count(1):
         stage = layers.get(f"stage{number}")
         if stage is None:
             return
-        units = ({"stage": number, "unit": u, "index": u - 1} for u in itertools.count(1))
+        units = ({"stage": number, "unit": unit} for unit in itertools.count(1))
         head = layers.get(f"head{number}_block")
         if head is not None:
             unit = next(units)
             yield from of_block(head, unit)
             for kind in ("shortcut_conv", "shortcut_bn"):
                 if f"head{number}_{kind}" in layers:
-                    yield from of_layer(layers[f"head{number}_{kind}"], names[kind].format(**unit))
+                    module = naming.module(kind, **unit)
+                    yield from of_layer(layers[f"head{number}_{kind}"], module)
             if f"head{number}_bn" in layers:  # shared by block and shortcut; theirs is the block's
-                module = names["bn"].format(number=1, **unit)
+                module = naming.module("bn", **unit)
                 yield from of_layer(layers[f"head{number}_bn"], module)
         for position in range(stage.num_particles):
             yield from of_block(stage.template(), next(units), stage, position)

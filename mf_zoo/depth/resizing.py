@@ -1,5 +1,6 @@
 """Models with more or fewer particles a stage."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -255,12 +256,16 @@ def _check_family(
     blocks = {type(stage.template()).__name__ for stage in sources}
     received = (len(sources), " and ".join(sorted(blocks)))
     if expected == received:
-        # The smallest network of the family has the shapes of all weights but the classifier's.
         own = _shapes(sources, variables_outside(model))
+        has_shortcut = any(name.startswith("head") and "shortcut" in name for name in own)
         channels = architecture.image_shape[-1]
         first = keras.config.image_data_format() == "channels_first"
+        # The smallest network of the family has the shapes of all weights but the classifier's.
+        smallest = architecture.with_particles((1,) * len(sources))
+        if not has_shortcut:
+            smallest = dataclasses.replace(smallest, shortcut="identity")
         network = assemble(
-            architecture.with_particles((1,) * len(sources)),
+            smallest,
             name="smallest",
             input_shape=(channels, None, None) if first else (None, None, channels),
         )
