@@ -14,6 +14,7 @@ from benchmarks import (
     harness,
     integrators,
     memory,
+    peers,
     train_step,
 )
 from benchmarks.scaling import tables
@@ -36,6 +37,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "grouped": grouped_convolution.readme_table,
     },
     "docs/depth.md": {"depth": depth.readme_table},
+    "docs/convert.md": {"peers": peers.readme_table},
     "docs/deploy.md": {"deployment": deployment.readme_table},
     "docs/imagenet.md": {
         "steps": tables.step_table,
