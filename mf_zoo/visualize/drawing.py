@@ -146,13 +146,13 @@ def depth_order(
         ax.set_yticks(ticks, names, rotation=90, va="center")
         ax.tick_params(axis="y", length=0)
     else:
-        ax.yaxis.get_major_locator().set_params(integer=True)
+        _count_in_integers(ax)
     span = max(one.epochs[-1] for one in found) if last_epoch is None else last_epoch
     if span:
         ax.margins(x=0.07)
     ax.set(
         xlabel="epoch",
-        ylabel="place in the depth order (lowest: applied first)",
+        ylabel="place in depth order",
         title=_title(found),
         ylim=(-0.6, base - 0.4),
     )
@@ -298,7 +298,7 @@ def swaps(
     ax = _axes(ax)
     ax.plot(epochs, np.cumsum(counts), **kwargs)
     ax.set(xlabel="epoch", ylabel="swaps since the start", title=title)
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    _count_in_integers(ax)
     return ax
 
 
@@ -442,6 +442,12 @@ def _built(source: Any) -> list[MeanFieldStage] | None:
 
 def _axes(ax: "Axes | None") -> "Axes":
     return new_figure().subplots() if ax is None else ax
+
+
+def _count_in_integers(ax: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _line_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -41,11 +41,12 @@ def draw(figure: "Figure", inputs: "Inputs") -> list[dict[str, Any]]:
         model = applications.get(MODEL)(weights=dataset)
         found = visualize.read(history)
 
-        visualize.times(history, ax=over_time)
+        visualize.times(history, ax=over_time, legend=False)
+        over_time.legend(loc="lower center", ncols=3, fontsize="small")
         over_time.set(title=f"{MODEL}, {title}: times", ylim=(0, None))
         visualize.depth_order(history, ax=order)
         swaps = sum(int(stage.swaps().sum()) for stage in found.values())
-        order.set(title=f"depth order: {swaps or 'no'} swap{'' if swaps == 1 else 's'} of blocks")
+        order.set(title=f"depth order (lowest first): {swaps} swaps")
         visualize.step_sizes(stages(model), ax=steps)
         steps.set_title("step sizes after training (a stroke is a time)")
         first = stages(model)[0]
