@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,7 @@ class RecordStages(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._stages = named_stages(self.model)
         self.horizons = {name: stage.horizon for name, stage in self._stages.items()}
+        self._ranks: dict[str, np.ndarray] = {}
         self._begun = False
         self._check()
 
@@ -208,13 +210,12 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 class _Events:
     """A file of TensorBoard events, of a training that begins with an epoch.
 
-    It is written by the package tensorboard alone: TensorFlow's own writer would bring TensorFlow
-    into a process of another backend.
+    The package tensorboard says what an event is. Its own writers, as TensorFlow's, would bring
+    TensorFlow into a process of another backend.
     """
 
     def __init__(self, folder: Path, epoch: int):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event = Event
         # Names sort by time, which is the order in which TensorBoard reads the files.
@@ -222,7 +223,7 @@ class _Events:
         path = folder / f"{name}.stages"
         with files.writing(path):
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = RecordWriter(open(path, "wb"))  # noqa: SIM115  # closed by `close`
+            self._file = open(path, "wb")  # noqa: SIM115  # closed by `close`
         self._add(epoch, file_version="brain.Event:2")
         # Of a training that is resumed, TensorBoard then forgets what it logged from here on.
         self._add(epoch, session_log=SessionLog(status=SessionLog.START))
@@ -238,8 +239,12 @@ class _Events:
             ) from error
 
     def _add(self, epoch: int, **content: Any) -> None:
-        event = self._event(wall_time=time.time(), step=epoch, **content)
-        self._writer.write(event.SerializeToString())
+        # A record of TFRecord: length, checksum of the length, content, checksum of the content.
+        from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+        event = self._event(wall_time=time.time(), step=epoch, **content).SerializeToString()
+        for part in (struct.pack("<Q", len(event)), event):
+            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
 
     def write(self, rows: Sequence[dict[str, Any]], horizons: dict[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -266,10 +271,10 @@ class _Events:
             )
             values.append(Summary.Value(tag=f"{name}/times", histo=histogram))
         self._add(rows[0]["epoch"], summary=Summary(value=values))
-        self._writer.flush()
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 _SCALARS = ("time", "step", "rank")
