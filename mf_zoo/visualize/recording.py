@@ -40,7 +40,7 @@ class RecordStages(keras.callbacks.Callback):
         tensorboard: A folder for TensorBoard; `None` writes no logs. They hold, for each stage,
             scalars `<stage>/time/<particle>`, `<stage>/step/<particle>`, `<stage>/rank/<particle>`
             and `<stage>/swaps`, and a histogram `<stage>/times` over `[0, T]`, by epoch. It needs
-            the package tensorboard, and TensorFlow on no backend.
+            the package tensorboard, not TensorFlow.
 
     Attributes:
         rows: The rows so far, mappings from column to value: what `mf_zoo.visualize.times` and the
@@ -210,8 +210,8 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 class _Events:
     """A file of TensorBoard events, of a training that begins with an epoch.
 
-    The package tensorboard says what an event is. Its own writers, as TensorFlow's, would bring
-    TensorFlow into a process of another backend.
+    The package tensorboard says what an event is. Its writers import TensorFlow where that is
+    installed, which takes seconds; these lines need it on no backend.
     """
 
     def __init__(self, folder: Path, epoch: int):
