@@ -66,7 +66,7 @@ def times(
             ax.plot(epochs[there], values[there, i], **style)
     ax.set(xlabel="epoch", ylabel="time $t$ (depth)", title=_title(found))
     if legend:
-        ax.legend(fontsize="small")
+        _add_legend(ax)
     return ax
 
 
@@ -350,7 +350,7 @@ def step_sizes(
     >>> stage = MeanFieldStage(keras.layers.Dense(4), 3, initial_times=[1.0, 0.5, 3.0])
     >>> stage.build((None, 4))
     >>> ax = mf_zoo.visualize.step_sizes(stage)
-    >>> [bar.get_width() for bar in ax.patches]
+    >>> [float(bar.get_width()) for bar in ax.patches]
     [0.5, 0.5, 2.0]
     """
     given = _built(source)
@@ -377,7 +377,7 @@ def step_sizes(
             ax.plot(one.epochs[there], one.steps[there, i], **style)
     ax.set(xlabel="epoch", ylabel="step size $dt$", title=_title(found))
     if legend:
-        ax.legend(fontsize="small")
+        _add_legend(ax)
     return ax
 
 
@@ -442,6 +442,12 @@ def _built(source: Any) -> list[MeanFieldStage] | None:
 
 def _axes(ax: "Axes | None") -> "Axes":
     return new_figure().subplots() if ax is None else ax
+
+
+def _add_legend(ax: "Axes") -> None:
+    many = len(ax.get_legend_handles_labels()[1]) > 4
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if many else {}
+    ax.legend(fontsize="small", **beside)
 
 
 def _count_in_integers(ax: "Axes") -> None:
