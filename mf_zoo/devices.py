@@ -46,6 +46,25 @@ def accelerator() -> str | None:
     return None
 
 
+def is_main() -> bool:
+    """Whether this is the main one of processes that train together; true for one alone.
+
+    It can be asked when their group may have ended already.
+
+    Example:
+
+    >>> mf_zoo.devices.is_main()
+    True
+    """
+    import keras
+
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.process_index() == 0
+    return keras.config.backend() != "torch" or os.environ.get("RANK", "0") == "0"
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that matter to a run."""
     import keras

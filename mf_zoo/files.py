@@ -141,6 +141,21 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable
         writer.writerows(rows)
 
 
+def drop_rows_after(path: Path, epoch: int):
+    """Drops from a CSV file the rows of later epochs, and a row cut short by a kill.
+
+    The first column is the epoch.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = lines[:1] + [
+        line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= epoch
+    ]
+    text = "".join(kept)
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]):
     """Writes a CSV file, atomically."""
 

@@ -333,12 +333,32 @@ def test_pictures_show_the_data(tmp_path):
     assert swaps["ResNet20, cifar10"] == [[(0, 0), (1, 1), (2, 3), (3, 6)]]
     times = curves(pictures._draw_times)
     assert times["MFResNet20, s1"] == [
-        [(0, 0.5), (2, 1.5), (3, 1.5)],
-        [(0, 1), (2, 1), (3, 1)],
+        [(0, 0.5), (1, 0.5), (2, 1.5), (3, 1.5)],  # an epoch without a change is not in the file
+        [(0, 1), (1, 1), (2, 1), (3, 1)],
     ]
     assert list(times) == [f"MFResNet{n}, s{i}" for n in (20, 56) for i in (1, 2)]
+    order = curves(pictures._draw_order)
+    assert order["MFResNet20, s1"] == [
+        [(0, 0), (1, 0), (2, 1), (3, 1)],
+        [(0, 1), (1, 1), (2, 0), (3, 0)],
+    ]
+    assert list(order) == list(times)
     points = [x for line in curves(pictures._draw_settings)[""] for x, _ in line]
     assert {7.0, 7.4, 7.2, 5.25} <= set(points)
+
+
+def test_the_depth_order_is_drawn_where_blocks_changed_places(tmp_path):
+    folder = _with_histories(tmp_path)
+    found = cells(read_results(folder))
+    assert "order.png" in pictures.drawable(folder, found)
+    (cell,) = (cell for cell in found if cell.model == "MFResNet56")
+    assert pictures._reordered(folder, cell)
+    path = folder / f"{cell.rows[0]['run']}.times.csv"
+    path.write_text(path.read_text().replace("1.5", "0.75"))  # not past the other one
+    assert not pictures._reordered(folder, cell)
+    (folder / f"{LINES[0]['run']}.times.csv").unlink()
+    names = pictures.drawable(folder, found)
+    assert "order.png" not in names and "times.png" in names
 
 
 def test_the_report_is_the_same_to_the_byte_and_checked(tmp_path, capsys):
@@ -348,7 +368,8 @@ def test_the_report_is_the_same_to_the_byte_and_checked(tmp_path, capsys):
     assert cli.main(["report", root, "--check"]) == 1
     assert f"{folder / 'report.md'} is missing" in capsys.readouterr().out
     assert cli.main(["report", root]) == 0
-    names = ["report.md", "settings.png", "errors.png", "times.png", "swaps.png"]
+    names = [f"{name}.png" for name in ("settings", "errors", "times", "order", "swaps")]
+    names.insert(0, "report.md")
     assert capsys.readouterr().out.split() == [str(folder / name) for name in names]
     first = {name: (folder / name).read_bytes() for name in names}
     assert all(first[name].startswith(b"\x89PNG") for name in names[1:])

@@ -146,7 +146,7 @@ def _train(options: argparse.Namespace):
         command=command,
     )
     if machine.distribute:
-        from mf_zoo.training.distribution import is_main
+        from mf_zoo.devices import is_main
 
         if not is_main():
             return

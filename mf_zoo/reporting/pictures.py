@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mf_zoo import files
-from mf_zoo.errors import UserError
+from mf_zoo import files, visualize
 from mf_zoo.reporting.cell import Cell
 from mf_zoo.reporting.statistics import deviation
 from mf_zoo.training import runs
+from mf_zoo.visualize.pictures import new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,8 @@ PICTURES = {
     "settings.png": "Last epoch's error by setting: every seed, and mean with standard deviation",
     "errors.png": "Error over the epochs",
     "times.png": "Times of the particles over the epochs, first seed",
+    "order.png": "Depth order over the epochs where blocks changed places, first seed: a line is "
+    "a block, the lowest is applied first",
     "swaps.png": "Swaps in the depth order since the start",
 }
 
@@ -28,6 +30,7 @@ def drawable(folder: Path, found: Sequence[Cell]) -> list[str]:
     names += ["errors.png"] * any(_histories(folder, cell) for cell in found)
     learned = [cell for cell in found if cell.mean_field]
     names += ["times.png"] * any(_times(folder, cell) for cell in learned)
+    names += ["order.png"] * any(_reordered(folder, cell) for cell in learned)
     names += ["swaps.png"] * any(_histories(folder, cell) for cell in learned)
     return names
 
@@ -45,27 +48,18 @@ def draw(folder: Path, found: Sequence[Cell]) -> list[Path]:
     Raises:
         UserError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "Pictures need matplotlib: pip install 'mf_zoo[plot]'. Received: no matplotlib"
-        ) from error
     drawers = {
         "settings.png": _draw_settings,
         "errors.png": _draw_errors,
         "times.png": _draw_times,
+        "order.png": _draw_order,
         "swaps.png": _draw_swaps,
     }
     written = []
     for name in drawable(folder, found):
-        figure = Figure(layout="constrained")
+        figure = new_figure()
         drawers[name](figure, folder, found)
-        # No version in the file: the same data make the same picture.
-        save = lambda part, figure=figure: figure.savefig(  # noqa: E731
-            part, format="png", dpi=80, metadata={"Software": None}
-        )
-        files.write_atomically(folder / name, save)
+        save(figure, folder / name, dpi=80)
         written.append(folder / name)
     return written
 
@@ -79,19 +73,15 @@ def _histories(folder: Path, cell: Cell) -> dict[int, list[dict[str, str]]]:
     return {seed: rows for seed, rows in found.items() if rows}
 
 
-def _times(folder: Path, cell: Cell) -> dict[str, list[tuple[int, float]]]:
-    """`(epoch, time)` by `stage/particle` of a cell's first seed; the last time is drawn out."""
-    seed = min(cell.rows)
-    run = cell.rows[seed]
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for row in files.read_rows(folder / f"{run['run']}.{runs.TIMES}"):
-        for particle, time in row.items():
-            if particle != "epoch" and time:  # a particle that is not there yet has none
-                curves.setdefault(particle, []).append((int(row["epoch"]), float(time)))
-    for points in curves.values():
-        if points[-1][0] < int(run["epochs"]):
-            points.append((int(run["epochs"]), points[-1][1]))
-    return curves
+def _times(folder: Path, cell: Cell) -> "dict[str, visualize.StageHistory]":
+    """The times of a cell's first seed by stage, if they are there."""
+    path = folder / f"{cell.rows[min(cell.rows)]['run']}.{runs.TIMES}"
+    return visualize.read(path) if path.exists() else {}
+
+
+def _reordered(folder: Path, cell: Cell) -> bool:
+    """Whether blocks changed places in the training of a cell's first seed."""
+    return any(stage.swaps().any() for stage in _times(folder, cell).values())
 
 
 def _label(cell: Cell) -> str:
@@ -119,33 +109,26 @@ def _panels(figure: "Figure", names: Sequence[str]) -> dict[str, Any]:
     figure.set_size_inches(4.5 * columns, 3.2 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flat
     panels = dict(zip(names, grid, strict=False))
-    for name, axes in panels.items():
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("epoch", fontsize=8)
     for axes in list(grid)[len(names) :]:
         axes.axis("off")
     return panels
 
 
-def _draw_curves(figure, folder, found, value, ylabel, **scale) -> None:
+def _draw_curves(figure, folder, found, draw_line, **scale) -> None:
     """A panel for each architecture, a colour for each cell, a line for each seed."""
     architectures = list(dict.fromkeys(f"{c.plain_model}, {c.dataset}" for c in found))
     panels = _panels(figure, architectures)
     for cell in found:
-        axes = panels[f"{cell.plain_model}, {cell.dataset}"]
-        color = None
+        name = f"{cell.plain_model}, {cell.dataset}"
+        axes, color = panels[name], None
         for rows in _histories(folder, cell).values():
-            points = value(rows)
-            (line,) = axes.plot(
-                *zip(*points, strict=True),
-                color=color,
-                label=_label(cell) if color is None else None,
-                lw=1,
-                ls="-" if cell.mean_field else "--",
-            )
-            color = line.get_color()
-    for axes in panels.values():
-        axes.set_ylabel(ylabel, fontsize=8)
+            style = {"lw": 1, "ls": "-" if cell.mean_field else "--", "color": color}
+            draw_line(rows, axes, label=_label(cell) if color is None else None, **style)
+            color = axes.get_lines()[-1].get_color()
+    for name, axes in panels.items():
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.yaxis.label.set_fontsize(8)
         axes.set(**scale)
         axes.grid(alpha=0.3)
         if axes.get_lines():
@@ -153,41 +136,47 @@ def _draw_curves(figure, folder, found, value, ylabel, **scale) -> None:
 
 
 def _draw_errors(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
-    def errors(rows):
-        return [(int(r["epoch"]), float(r["test_error"])) for r in rows if r["test_error"]]
+    def line(rows, axes, **style):
+        points = [(int(r["epoch"]), float(r["test_error"])) for r in rows if r["test_error"]]
+        axes.plot(*zip(*points, strict=True), **style)
 
-    _draw_curves(figure, folder, found, errors, "error, %", yscale="log")
+    _draw_curves(figure, folder, found, line, ylabel="error, %", yscale="log")
     for axes in figure.axes:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _draw_swaps(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
-    def swaps(rows):
-        total, points = 0, [(0, 0)]
-        for row in rows:
-            total += int(row["order_swaps"])
-            points.append((int(row["epoch"]), total))
-        return points
+    def line(rows, axes, **style):
+        visualize.swaps(rows, ax=axes, **style)
 
-    learned = [cell for cell in found if cell.mean_field]
-    _draw_curves(figure, folder, learned, swaps, "swaps since the start")
+    _draw_curves(figure, folder, [cell for cell in found if cell.mean_field], line)
 
 
 def _draw_times(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
-    shown = [
-        (cell, curves) for cell in found if cell.mean_field if (curves := _times(folder, cell))
-    ]
-    stages = [list(dict.fromkeys(name.split("/")[0] for name in curves)) for _, curves in shown]
-    figure.set_size_inches(3.5 * max(map(len, stages)), 2.4 * len(shown))
-    grid = figure.subplots(len(shown), max(map(len, stages)), squeeze=False)
-    for row, (cell, curves), names in zip(grid, shown, stages, strict=True):
-        for axes in row[len(names) :]:
+    shown = [cell for cell in found if cell.mean_field and _times(folder, cell)]
+    _draw_stages(figure, folder, shown, visualize.times, "time", legend=False, lw=1)
+
+
+def _draw_order(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
+    shown = [cell for cell in found if cell.mean_field and _reordered(folder, cell)]
+    _draw_stages(figure, folder, shown, visualize.depth_order, "place in the depth order")
+
+
+def _draw_stages(figure, folder, shown, draw_stage, ylabel, **style) -> None:
+    """A row for each cell, a panel for each stage of its network."""
+    columns = max(len(_times(folder, cell)) for cell in shown)
+    figure.set_size_inches(3.5 * columns, 2.4 * len(shown))
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for row, cell in zip(grid, shown, strict=True):
+        run = cell.rows[min(cell.rows)]
+        path, last = folder / f"{run['run']}.{runs.TIMES}", int(run["epochs"])
+        stages = _times(folder, cell)
+        for axes in row[len(stages) :]:
             axes.axis("off")
-        for axes, stage in zip(row, names, strict=False):
-            for name, points in curves.items():
-                if name.split("/")[0] == stage:
-                    axes.plot(*zip(*points, strict=True), lw=1)
+        for axes, stage in zip(row, stages, strict=False):
+            draw_stage(path, stage, axes, last_epoch=last, **style)
             axes.set_title(f"{cell.model}, {stage}", fontsize=8)
             axes.set_xlabel("epoch", fontsize=8)
-        row[0].set_ylabel(f"time\n{cell.setting}", fontsize=6)
+            axes.set_ylabel("")
+        row[0].set_ylabel(f"{ylabel}\n{cell.setting}", fontsize=6)

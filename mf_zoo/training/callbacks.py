@@ -12,6 +12,7 @@ import numpy as np
 from mf_zoo import devices, files
 from mf_zoo.errors import UserError
 from mf_zoo.training import runs
+from mf_zoo.visualize import RecordStages
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -47,53 +48,28 @@ def order_swaps(before: Sequence[int], after: Sequence[int]) -> int:
     return int(np.sum(np.triu(ranks[:, None] > ranks[None, :], k=1)))
 
 
-class DepthOrder(keras.callbacks.Callback):
+class DepthOrder(RecordStages):
     """Writes the particles' times and ranks, and adds `order_swaps` to the epoch's logs.
 
     Epoch 0 is the state before the first step. Swaps are counted against the epoch before,
-    summed over the stages.
+    summed over the stages. The run folder says with which epoch its files end.
 
     Args:
         path: The CSV file that rows of (epoch, stage, particle, time, rank) are appended to;
             `None` writes none.
     """
 
-    def __init__(self, path: Path | None):
-        super().__init__()
-        self.path = path
+    columns = TIMES_COLUMNS
+    _writes = True  # it has a path in the main process only
 
-    def on_train_begin(self, logs=None):
-        self._order = self._orders()
+    def _check(self):
+        """A network of one's own may have no stage."""
+
+    def _begin(self, epoch: int):
         if self.path is not None and not self.path.exists():
-            self._write(0)
-
-    def on_epoch_end(self, epoch, logs=None):
-        before, self._order = self._order, self._orders()
-        swaps = sum(map(order_swaps, before, self._order))
-        if logs is not None:
-            logs["order_swaps"] = swaps
-        self._write(epoch + 1)
-
-    def _stages(self) -> list:
-        from mf_zoo.layers import stages
-
-        return stages(self.model)
-
-    def _orders(self) -> list[np.ndarray]:
-        return [keras.ops.convert_to_numpy(stage.depth_order()) for stage in self._stages()]
-
-    def _write(self, epoch: int):
-        if self.path is None:
-            return
-        rows = []
-        for stage, order in zip(self._stages(), self._order, strict=True):
-            times = keras.ops.convert_to_numpy(stage.times)
-            ranks = np.argsort(order)
-            rows += [
-                dict(zip(TIMES_COLUMNS, (epoch, stage.name, i, time, rank), strict=True))
-                for i, (time, rank) in enumerate(zip(times.tolist(), ranks.tolist(), strict=True))
-            ]
-        files.append_rows(self.path, rows, TIMES_COLUMNS)
+            self._record(0)
+        else:
+            self._ranks = self._measure()[1]
 
 
 class History(keras.callbacks.Callback):

@@ -261,12 +261,3 @@ def start(kind: str | None) -> Iterator[Group]:
             f"start all again with --resume. Received: {found[0]}"
         ) from error
     group.leave()
-
-
-def is_main() -> bool:
-    """Whether this is the main process of its group, when that may have ended already."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        return jax.process_index() == 0
-    return keras.config.backend() != "torch" or os.environ.get("RANK", "0") == "0"

@@ -125,7 +125,7 @@ def prepare(folder: Path, config: Mapping[str, Any], epoch: int, trunk: Trunk | 
         files.write_json(folder / runs.CONFIG, config)
         return
     for name in (runs.HISTORY, runs.TIMES):
-        runs.drop_rows_after(folder / name, epoch)
+        files.drop_rows_after(folder / name, epoch)
 
 
 def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
