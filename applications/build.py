@@ -33,7 +33,7 @@ def build(
     initial_times: Any = "grid",
     reorder: bool | None = None,
     integrator: Any = None,
-    remat: bool = False,
+    remat: bool | int | str = False,
     **top: Any,
 ) -> keras.Model:
     """Makes a network; the arguments are those of the builders.

@@ -1,9 +1,12 @@
 """The adjoint of a stage, the gradient field and states computed backwards."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from autodiff import value_and_gradients
+from conftest import ROOT
 from keras import layers, ops
 
 from mf_zoo.layers import BasicBlock, BatchNormalization, MeanFieldStage, stages
@@ -105,7 +108,9 @@ def test_the_adjoint_is_automatic_differentiation(make_block, options, training)
     np.testing.assert_allclose(found.times, array(of_times), rtol=1e-4, atol=1e-5)
     if options.get("quadrature") != "uniform":
         assert np.all(np.abs(found.times) > 1e-3)
-    _, expected = value_and_gradients(stage, x, lambda y: ops.sum(y * cotangent), training)
+    _, expected = value_and_gradients(
+        stage, x, lambda y: ops.sum(ops.multiply(y, cotangent)), training
+    )
     if stage.times.trainable:
         del expected[0]
     assert len(expected) > 1
@@ -128,7 +133,7 @@ def test_a_linear_stage_by_hand():
         x.append(x[-1] + step * x[-1] @ kernels[i])
     for i, step in zip(order[::-1], steps[::-1], strict=True):
         p.insert(0, p[0] + step * p[0] @ kernels[i].T)
-    found = adjoint(stage, x[0], lambda y: p[-1] + 0 * y)
+    found = adjoint(stage, x[0], lambda y: ops.multiply(ops.ones_like(y), p[-1]))
     np.testing.assert_allclose(found.states, x, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.costates, p, rtol=1e-5, atol=1e-5)
     weights = np.zeros_like(kernels)
@@ -151,7 +156,8 @@ def test_frozen_parts_have_no_gradient():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch says what lives")
-def test_the_inside_of_one_block_lives_at_a_time():
+def test_the_inside_of_one_block_lives_at_a_time(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
     from benchmarks.live_memory import peak_bytes
 
     def growth(run):
@@ -259,8 +265,8 @@ def test_a_new_particle_of_small_step(time, activation, integrator):
         larger.set_blocks([*blocks[:place], new, *blocks[place:]])
         return loss(larger(x))
 
-    (field,) = gradient_field(stage, x, lambda y: 2 * (y - target), [new], [time])
-    start, h = loss(stage(x)), 0.02
+    (field,) = gradient_field(stage, x, lambda y: 2 * ops.subtract(y, target), [new], [time])
+    start, h = loss(stage(x)), 0.004
     np.testing.assert_allclose(loss_with(0.0), start, rtol=1e-6)
     slope = (4 * loss_with(h / 2) - loss_with(h) - 3 * start) / h
     assert abs(field) > 0.5
@@ -306,7 +312,7 @@ def test_mixed_precision(policy):
         strict=True,
     ):
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, want, atol=0.1 * np.abs(want).max())
+        assert np.linalg.norm(got - want) < 0.3 * np.linalg.norm(want)
 
 
 def test_a_contraction_can_be_undone():
@@ -319,12 +325,12 @@ def test_a_contraction_can_be_undone():
         stage.set_blocks(weights)
         return reconstruct(stage, x, iterations).errors
 
-    first = [errors(n, 1)[0] for n in (8, 16, 32)]
-    for coarse, fine in zip(first, first[1:], strict=False):
+    first = [errors(n, 1)[0] for n in (8, 16)]
+    for coarse, fine in itertools.pairwise(first):
         assert 1.7 < coarse / fine < 2.3  # n steps of an error dt^2 each
     repeated = [errors(8, k)[0] for k in (1, 2, 3)]
     assert repeated[1] < repeated[0] / 3 and repeated[2] < repeated[1] / 3
-    assert errors(8, 30)[0] < 1e-5
+    assert errors(8, 15)[0] < 1e-5
     assert errors(8, 1)[-1] == 0
 
 

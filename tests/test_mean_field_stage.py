@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from autodiff import value_and_gradients
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -706,8 +707,9 @@ def test_rematerialisation_keeps_the_input_of_each_block():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch says what lives")
-def test_segments_are_computed_again_one_at_a_time():
-    """With `k` the backward pass holds `n / k` states, `k` of one segment and one block's inside."""
+def test_segments_are_computed_again_one_at_a_time(monkeypatch):
+    """With `k` the backward pass holds `n / k` states, `k` of a segment and one block's inside."""
+    monkeypatch.syspath_prepend(ROOT)
     from benchmarks.live_memory import peak_bytes
 
     def peak(remat):
