@@ -9,6 +9,7 @@ from autodiff import value_and_gradients
 from conftest import ROOT
 from keras import layers, ops
 
+import mf_zoo
 from mf_zoo.layers import BasicBlock, BatchNormalization, MeanFieldStage, stages
 from mf_zoo.theory import adjoint, adjoints, autodiff, gradient_field, reconstruct
 
@@ -360,3 +361,38 @@ def test_gradients_at_reconstructed_states():
     assert errors[0] > 1e-3 and errors[1] < 1e-4
     with pytest.raises(ValueError, match=r"at least 1\. Received: iterations=0"):
         reconstruct(stage, x, 0)
+
+
+@pytest.mark.once_on_torch
+def test_the_picture_shows_what_was_measured():
+    from types import SimpleNamespace
+
+    from matplotlib.figure import Figure
+
+    from mf_zoo.theory.figures import adjoint as picture
+
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, strides=8, activation="relu")(layers.Rescaling(1 / 255)(inputs))
+    stage = MeanFieldStage(BasicBlock(4), 3, activation="relu", initial_times=[2.0, 0.5, 2.5])
+    x = layers.GlobalAveragePooling2D()(stage(x))
+    model = keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+    images, labels = (part[:8] for part in mf_zoo.data.sample("cifar10"))
+    given = SimpleNamespace(images=images, labels=labels, networks={"Tiny": model})
+    figure = Figure()
+    rows = [row for row in picture.draw(figure, given) if row["network"] == "Tiny"]
+    assert len({tuple(row) for row in rows}) == 1 and len(figure.axes) == 4
+    found = adjoints(model, images, labels)[0]
+
+    def values(quantity):
+        return [row["value"] for row in rows if row["quantity"] == quantity]
+
+    np.testing.assert_allclose(values("gradient of the time"), found.times[[1, 0, 2]], rtol=1e-5)
+    np.testing.assert_allclose(values("field at its own time"), found.steps, rtol=1e-3, atol=1e-6)
+    norms = np.sqrt(sum((part.reshape(3, -1) ** 2).sum(1) for part in found.weights))
+    np.testing.assert_allclose(values("gradient norm"), norms[[1, 0, 2]], rtol=1e-4)
+    norms = np.sqrt((found.costates.reshape(4, -1) ** 2).sum(1))
+    np.testing.assert_allclose(values("costate norm"), norms, rtol=1e-5)
+    # Before the first block, between two, after the last.
+    assert len(values("field")) == 3 * 4
+    errors = reconstruct(stage, found.states[0], 5).errors
+    np.testing.assert_allclose(values("error of the state, 5 iterations"), errors, rtol=1e-3)

@@ -14,7 +14,7 @@ import numpy as np
 from mf_zoo.layers import MeanFieldStage
 from mf_zoo.theory import adjoint, adjoints, cut, gradient_field, reconstruct
 
-ITERATIONS = (1, 10)
+ITERATIONS = (1, 5)
 
 
 def smooth_stage() -> tuple[MeanFieldStage, np.ndarray]:
@@ -34,8 +34,8 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
 
     Args:
         figure: An empty `matplotlib.figure.Figure`.
-        inputs: The `Inputs` of the command; its `images`, `labels` and `networks` are used. Labels
-            of networks that end in logits are not told apart: they must end in probabilities.
+        inputs: The `Inputs` of the command; its `images`, `labels` and `networks` are used. The
+            networks must end in probabilities.
 
     Returns:
         A row for each number: `network`, `stage`, `quantity`, `place` in depth, `particle`, `time`
@@ -98,6 +98,7 @@ def _measure(
         # Between the times, before the first and after the last; and at its own.
         times = [block.time for block in blocks]
         edges = np.unique([0.0, *times, stage.horizon])
+        edges = edges[np.diff(edges, prepend=-1.0) > 1e-4 * stage.horizon]  # no slivers
         between = ((edges[1:] + edges[:-1]) / 2).tolist()
         points = [(i, t) for i in range(n) for t in (*between, times[i])]
         values = gradient_field(
@@ -175,8 +176,9 @@ def _costates(axes: Any, measured: dict[str, list], colours: dict[str, str]) -> 
         start = 0
         for stage in stages:
             places = np.arange(start, start + len(stage["costates"]))
-            axes.plot(places, stage["costates"], "o-", color=colours[label], label=label)
-            start, label = places[-1] + 1, None
+            name = None if start else label
+            axes.plot(places, stage["costates"], "o-", color=colours[label], label=name)
+            start = places[-1] + 1
     axes.set_yscale("log")
     axes.set_title("costates")
     axes.set_xlabel("state, from input to output")
@@ -200,6 +202,7 @@ def _gradients(axes: Any, measured: dict[str, list], colours: dict[str, str]) ->
     axes.set_title("gradients of the blocks")
     axes.set_xlabel("stage.block, in depth order")
     axes.set_ylabel("norm of the gradient (loss per weight)")
+    axes.margins(y=0.25)  # room for the legend
     axes.legend()
 
 
@@ -228,7 +231,7 @@ def _backwards(
     axes.set_yscale("log")
     axes.set_title("states computed backwards")
     axes.set_xlabel("blocks undone")
-    axes.set_ylabel("error of the state (in its norm)")
+    axes.set_ylabel("relative error of the state")
     axes.legend(fontsize="small")
 
 
@@ -243,5 +246,9 @@ def _field(axes: Any, stage: dict[str, Any]) -> None:
             marker = ">" if stage["directions"][place] > 0 else "<"
         axes.plot(stage["times"][place], values[-1], marker, color=colour, markersize=9)
     axes.axhline(0, color="grey", linewidth=0.5)
+    if stage["moves"]:
+        axes.plot([], [], "k>", label="own time, and where\ndescent moves it")
+    else:
+        axes.plot([], [], "ko", label="own time")
     axes.set_xlabel("time")
-    axes.legend()
+    axes.legend(fontsize="small")
