@@ -87,8 +87,8 @@ class PlainBuilder:
                 without either for CIFAR-10's.
             remat: What is computed again in the backward pass instead of being kept, less memory
                 for more work: `True` for the activations within a block, an integer `k` for the
-                inputs of the blocks as well, but for every `k`-th of a stage, `"sqrt"` for the best
-                `k`. See `mf_zoo.layers.MeanFieldStage`.
+                inputs of the blocks as well, but for every `k`-th of a stage, `"sqrt"` for `k` the
+                root of their number. See `mf_zoo.layers.MeanFieldStage`.
 
         Returns:
             A `keras.Model` from images `(batch, rows, cols, channels)`, uint8 or float, 0..255

@@ -82,10 +82,11 @@ class MeanFieldStage(keras.layers.Layer):
             more forward pass a step. An integer `k`: the inputs of the blocks as well; every
             `k`-th is kept, and from it those of the `k` blocks that follow are computed again, then
             what is within each, for about two more forward passes. `"sqrt"`: the `k` for which the
-            inputs that live at a time are fewest, the root of `n`. `False`: nothing. Results are
-            the same; what a block draws at random, too. (On JAX's CPU nothing is saved unless
-            `unroll=False`: XLA merges the second computation of an unrolled loop with the first
-            there.)
+            inputs of this stage that live at a time are fewest, the root of `n`. (While another
+            stage is derived only the kept ones of this live: a larger `k` may be better.) `False`:
+            nothing. Results are the same; what a block draws at random, too. (On JAX's CPU nothing
+            is saved unless `unroll=False`: XLA merges the second computation of an unrolled loop
+            with the first there.)
         integrator: How a step is made: `"euler"`, the formula above, `"midpoint"` or `"heun"`,
             which are of order 2 in the steps and evaluate each block twice, or one of your own, by
             the name that `mf_zoo.layers.register_integrator` gave it or as an object: see
