@@ -33,7 +33,7 @@ def build(
     initial_times: Any = "grid",
     reorder: bool | None = None,
     integrator: Any = None,
-    remat: bool = False,
+    remat: bool | int | str = False,
     shortcut: str | None = None,
     **top: Any,
 ) -> keras.Model:

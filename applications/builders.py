@@ -59,7 +59,7 @@ class PlainBuilder:
         *,
         dataset: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-        remat: bool = False,
+        remat: bool | int | str = False,
         shortcut: str | None = None,
     ) -> "keras.Model":
         """Makes the network.
@@ -86,9 +86,10 @@ class PlainBuilder:
             normalization: Mean and standard deviation of images, a number for each channel, in
                 units of 0..255. They come before those of the dataset and the weights; `None`
                 without either for CIFAR-10's.
-            remat: Whether the activations within a block are computed again in the backward pass
-                instead of being kept: less memory for more work, see
-                `mf_zoo.layers.MeanFieldStage`.
+            remat: What is computed again in the backward pass instead of being kept, less memory
+                for more work: `True` for the activations within a block, an integer `k` for the
+                inputs of the blocks as well, but for every `k`-th of a stage, `"sqrt"` for `k` the
+                root of their number. See `mf_zoo.layers.MeanFieldStage`.
             shortcut: Shortcut of the entry blocks: `"projection"`, or `"identity"`, with channels
                 of zeros and without weights, as in the networks of He et al. for CIFAR; `None` for
                 the network's own, which is `"projection"` in all of the zoo, its registered weights
@@ -162,7 +163,7 @@ class MeanFieldBuilder(PlainBuilder):
         integrator: "str | Integrator | None" = None,
         dataset: str | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-        remat: bool = False,
+        remat: bool | int | str = False,
         shortcut: str | None = None,
     ) -> "keras.Model":
         """Makes the network. All other arguments are those of a plain network.

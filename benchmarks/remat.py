@@ -1,49 +1,55 @@
-"""`python -m benchmarks.remat`: memory and time of a training step with `remat=True` and without.
+"""`python -m benchmarks.remat`: memory and time of a training step with `remat` and without.
 
-Memory as `benchmarks.memory` measures it, here of a whole batch with weights and all: on JAX what
-XLA sets aside for the compiled step, the block that is computed again included; on PyTorch what
-autograd keeps after the forward pass. The two networks take their steps in turns.
+Memory is the most that lives at a time within a step, of a whole batch: on JAX what XLA sets aside
+for the compiled step (`temp_size_in_bytes`), on PyTorch what `benchmarks.live_memory` counts.
+`kept` is, on PyTorch, what autograd keeps after the forward pass (`saved_tensors_hooks`), the
+weights with it. All settings of a network take their steps in turns. `--scan` runs the blocks by
+`keras.ops.scan` (`MeanFieldStage(unroll=False)`), without which JAX's CPU saves nothing.
 """
 
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import harness, memory
+from benchmarks import harness, live_memory, memory
 
 
 @dataclass(frozen=True)
 class Rematerialisation:
-    """One network with and without: a row of the CSV file.
+    """One network with one setting: a row of the CSV file.
 
     Attributes:
         model: Name of the network.
         policy: Dtype policy.
-        bytes, remat_bytes: Memory of a step without and with rematerialisation.
-        bytes_ratio: With over without.
-        seconds, remat_seconds: Median seconds of a step.
-        seconds_ratio, seconds_ratio_min, seconds_ratio_max: With over without by round.
+        scan: Whether the blocks are run by a scan.
+        remat: What the builder was given.
+        kept: Bytes that autograd keeps after the forward pass; 0 where that is not told (JAX).
+        peak: The most bytes at a time in a step.
+        peak_ratio: That over the one without `remat`.
+        seconds: Median seconds of a step.
+        seconds_ratio, seconds_ratio_min, seconds_ratio_max: Over those without `remat`, by round.
         clock: `"wall"`, or `"cpu"`: seconds of the process alone.
     """
 
     model: str
     policy: str
-    bytes: int
-    remat_bytes: int
-    bytes_ratio: float
+    scan: bool
+    remat: str
+    kept: int
+    peak: int
+    peak_ratio: float
     seconds: float
-    remat_seconds: float
     seconds_ratio: float
     seconds_ratio_min: float
     seconds_ratio_max: float
     clock: str
 
 
-def _memory_and_step(network: Any, images: Any, labels: Any) -> tuple[int, Callable[[], None]]:
-    """Bytes of a training step, and a function that takes one and waits for its end."""
+def _memory_and_step(network: Any, images: Any, labels: Any) -> tuple[int, int, Callable[[], None]]:
+    """Bytes kept, bytes at most, and a function that takes a step and waits for its end."""
     import keras
 
     if keras.config.backend() == "jax":
@@ -56,19 +62,40 @@ def _memory_and_step(network: Any, images: Any, labels: Any) -> tuple[int, Calla
             logs, states[0] = compiled(states[0], (images, labels))
             jax.block_until_ready((logs, states[0]))
 
-        return compiled.memory_analysis().temp_size_in_bytes, step
+        return 0, compiled.memory_analysis().temp_size_in_bytes, step
 
     from mf_zoo.optimizers import MeanFieldSGD
 
-    found = memory.saved_bytes(network, images, labels)
+    kept = memory.saved_bytes(network, images, labels)
     harness.compile_model(network, MeanFieldSGD(0.1, momentum=0.9))
-    return found, lambda: network.train_on_batch(images, labels)
+
+    def train() -> None:
+        network.train_on_batch(images, labels)
+
+    train()  # makes the optimizer's variables and the metrics
+    return kept, live_memory.peak_bytes(train), train
 
 
 def measure(
-    model: str, policy: str, batch: int, rounds: int, steps: int, clock: str = "wall"
-) -> Rematerialisation:
+    model: str,
+    policy: str,
+    settings: Sequence[bool | int | str],
+    scan: bool,
+    batch: int,
+    rounds: int,
+    steps: int,
+    clock: str = "wall",
+) -> list[Rematerialisation]:
     """Measures one network.
+
+    Args:
+        model: Name of the network.
+        policy: Dtype policy.
+        settings: What `remat` is to be; the first is what the others are compared with.
+        scan: Whether the blocks are run by a scan.
+        batch: Images in a batch.
+        rounds, steps: Rounds, and steps of each setting in a round.
+        clock: One of `harness.CLOCKS`.
 
     Raises:
         SystemExit: On TensorFlow, which does not tell its memory on the CPU.
@@ -76,58 +103,78 @@ def measure(
     import keras
 
     from mf_zoo import applications
+    from mf_zoo.layers import stages
     from mf_zoo.training.assembly import dtype_policy
 
     if keras.config.backend() not in ("jax", "torch"):
         raise SystemExit(f"Only JAX and PyTorch tell. Received: {keras.config.backend()}")
     images, labels = harness.images_and_labels(batch)
     found, sides = {}, {}
-    for remat in (False, True):
+    for remat in settings:
         harness.say(f"  remat={remat}")
         with dtype_policy(policy):
             network = applications.get(model)(classifier_activation=None, remat=remat)
-        found[remat], sides[str(remat)] = _memory_and_step(network, images, labels)
+        for stage in stages(network):
+            stage.unroll = not scan
+        *found[str(remat)], sides[str(remat)] = _memory_and_step(network, images, labels)
     for step in sides.values():
         step()
     seconds = harness.interleave(sides, rounds, steps, harness.CLOCKS[clock])
-    ratio = harness.ratio(seconds["True"], seconds["False"])
-    return Rematerialisation(
-        model,
-        policy,
-        found[False],
-        found[True],
-        found[True] / found[False],
-        statistics.median(seconds["False"]),
-        statistics.median(seconds["True"]),
-        ratio.median,
-        ratio.smallest,
-        ratio.largest,
-        clock,
-    )
+    first = str(settings[0])
+    rows = []
+    for name, (kept, peak) in found.items():
+        ratio = harness.ratio(seconds[name], seconds[first])
+        rows.append(
+            Rematerialisation(
+                model,
+                policy,
+                scan,
+                name,
+                kept,
+                peak,
+                peak / found[first][1],
+                statistics.median(seconds[name]),
+                ratio.median,
+                ratio.smallest,
+                ratio.largest,
+                clock,
+            )
+        )
+    return rows
+
+
+def _setting(text: str) -> bool | int | str:
+    """A setting as the command takes it: `True`, an integer or `sqrt`."""
+    return {"True": True, "sqrt": "sqrt"}.get(text) or harness.positive(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     harness.quiet()
     parser: argparse.ArgumentParser = harness.parser(
-        "Memory and time of a training step with remat=True and without.", rounds=3, steps=2
+        "Memory and time of a training step with remat and without.", rounds=3, steps=2
     )
     parser.add_argument("--models", nargs="+", default=["MFResNet110"])
     parser.add_argument("--dtype-policies", nargs="+", default=["float32"])
+    parser.add_argument(
+        "--remat", nargs="+", type=_setting, default=[True, 2, "sqrt", 9], help="settings"
+    )
+    parser.add_argument("--scan", action="store_true", help="run the blocks by a scan")
     harness.add_clock(parser)
     options = parser.parse_args(arguments)
 
     harness.limit_threads(options.threads)
     shared = harness.circumstances(options.batch, options.threads)
     output = options.output or harness.RESULTS / f"remat-{shared['backend']}.csv"
-    settings = (options.batch, options.rounds, options.steps, options.clock)
-    harness.measure_each(
-        options.models,
-        options.dtype_policies,
-        lambda model, policy: measure(model, policy, *settings),
-        output,
-        shared,
-    )
+    settings = [False, *options.remat]
+    others = (options.scan, options.batch, options.rounds, options.steps, options.clock)
+    rows: list[Rematerialisation] = []
+    for policy in options.dtype_policies:
+        for model in options.models:
+            harness.say(f"{model}, {policy}")
+            rows += measure(model, policy, settings, *others)
+            harness.write_csv(output, rows, shared)
+    print(*rows, f"written to {output}", sep="\n")
     return 0
 
 

@@ -150,7 +150,8 @@ def test_mean_field_arguments_reach_the_stages():
     )
     assert not any(stage.remat for stage in stages(model))
     for name in ("MFPreActResNet110", "ResNet20"):
-        assert all(stage.remat for stage in stages(applications.get(name)(remat=True)))
+        for remat in (True, 4, "sqrt"):
+            assert {stage.remat for stage in stages(applications.get(name)(remat=remat))} == {remat}
     for stage in stages(model):
         assert stage.horizon == 1.0 and stage.times.trainable and not stage.reorder
         assert stage.get_config()["integrator"] == "heun"

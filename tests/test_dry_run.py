@@ -68,10 +68,11 @@ def resnet20_bytes(side):
     return 4 * (elements + 64)
 
 
-def test_of_blocks_that_are_computed_again_the_inputs_are_counted():
-    stage = MeanFieldStage(BasicBlock(4), num_particles=3, activation="relu", remat=True)
+@pytest.mark.parametrize(("remat", "inputs"), [(True, 3), (2, 2), (9, 1), ("sqrt", 2)])
+def test_of_blocks_that_are_computed_again_the_inputs_are_counted(remat, inputs):
+    stage = MeanFieldStage(BasicBlock(4), num_particles=3, activation="relu", remat=remat)
     model = keras.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(4, 3, padding="same"), stage])
-    assert activation_bytes(model) == 4 * (8 * 8 * 3 + 3 * 8 * 8 * 4)
+    assert activation_bytes(model) == 4 * (8 * 8 * 3 + inputs * 8 * 8 * 4)
 
 
 @pytest.mark.once
@@ -99,6 +100,7 @@ def test_activations_need_a_network_of_known_size_and_kind():
         ("MFResNet20", "mixed_bfloat16", {}),
         ("MFResNet20", "float32", {"integrator": "midpoint"}),
         ("MFResNet20", "float32", {"integrator": "heun", "remat": True}),
+        ("MFResNet20", "float32", {"remat": 2}),
         ("MFResNet164", "float32", {}),
         ("MFResNeXt29_32x4d", "float32", {}),
     ],

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from autodiff import value_and_gradients
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -641,17 +642,27 @@ class Restless(layers.Layer):
         return x * ops.sigmoid(x)
 
 
-@pytest.mark.parametrize(("policy", "unroll"), [("float32", True), ("mixed_bfloat16", UNROLL[-1])])
-def test_rematerialisation_changes_no_result(monkeypatch, policy, unroll):
+@pytest.mark.parametrize(
+    ("policy", "unroll", "remat", "times"),
+    [
+        ("float32", True, True, [1.7, 0.4]),
+        ("mixed_bfloat16", UNROLL[-1], True, [1.7, 0.4]),
+        # Segments of two blocks and one of what is left; as many states kept as computed again.
+        ("float32", True, 2, [1.7, 0.4, 3.3, 2.6, 4.1]),
+        ("float32", UNROLL[-1], 2, [1.7, 0.4, 3.3, 2.6, 4.1]),
+        ("mixed_bfloat16", UNROLL[-1], "sqrt", [1.7, 0.4]),
+    ],
+)
+def test_rematerialisation_changes_no_result(monkeypatch, policy, unroll, remat, times):
     calls, plain = [], keras.remat
     monkeypatch.setattr(keras, "remat", lambda f: calls.append(f) or plain(f))
 
     def trained(remat):
         """Loss and weights of a step, which changes them by the gradients."""
         keras.utils.set_random_seed(2)
-        options = {"initial_times": [1.7, 0.4], "unroll": unroll, "remat": remat, "dtype": policy}
+        options = {"initial_times": times, "unroll": unroll, "remat": remat, "dtype": policy}
         block = Restless(seed=7, dtype=policy)
-        stage = MeanFieldStage(block, 2, activation="relu", **options)
+        stage = MeanFieldStage(block, len(times), activation="relu", **options)
         model = keras.Sequential([keras.Input((4,)), stage])
         randomize(stage)
         before = stage.get_weights()
@@ -662,7 +673,7 @@ def test_rematerialisation_changes_no_result(monkeypatch, policy, unroll):
 
     loss, before, expected, named = trained(False)
     assert not calls
-    found = trained(True)
+    found = trained(remat)
     assert calls
     # A compiled step may keep a sum in float32 before it rounds it to bfloat16.
     tolerance = dict.fromkeys(("rtol", "atol"), 1e-6 if policy == "float32" else 1e-2)
@@ -670,6 +681,19 @@ def test_rematerialisation_changes_no_result(monkeypatch, policy, unroll):
     for name, old, new, value in zip(named, before, expected, found[2], strict=True):
         assert np.abs(new - old).max() > 1e-3, name
         np.testing.assert_allclose(value, new, err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("unroll", UNROLL)
+def test_segments_have_all_states(unroll):
+    times = [1.7, 0.4, 3.3, 2.6, 4.1]
+    x = images(2)
+    expected = make_stage(n=5, initial_times=times).states(x)
+    found = make_stage(n=5, initial_times=times, remat=2, unroll=unroll).states(x)
+    assert len(found) == 6
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(got), ops.convert_to_numpy(want), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch says what it keeps")
@@ -690,13 +714,60 @@ def test_rematerialisation_keeps_the_input_of_each_block():
 
     # Four inputs and what the weights take, in units of an activation; else four of each block.
     assert 4 <= kept(True) < 4.5 and kept(False) > 16
+    assert 2 <= kept(2) < 2.5 and 2 <= kept("sqrt") < 2.5  # every second input
+    assert 2 <= kept(3) < 2.5  # the first and the fourth
+    assert 1 <= kept(9) < 1.5  # the first alone
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch says what lives")
+def test_segments_are_computed_again_one_at_a_time(monkeypatch):
+    """With `k` the backward pass holds `n / k` states, `k` of a segment and one block's inside."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.live_memory import peak_bytes
+
+    def peak(remat):
+        stage = make_stage(n=9, remat=remat)
+        x = ops.convert_to_tensor(images(64))
+
+        def step():
+            ops.sum(stage(x, training=True)).backward()
+
+        return peak_bytes(step) / (64 * 4 * np.prod(SHAPE))
+
+    found = {remat: peak(remat) for remat in (False, True, "sqrt")}
+    # Four activations of a block are kept, and some more live while one is computed.
+    assert found[False] > 9 * 4
+    assert 9 < found[True] < 9 + 10
+    assert found["sqrt"] < found[True] - 3  # three kept and three of a segment in place of nine
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("remat", [0, -1, 2.0, "root", None])
+def test_what_cannot_be_rematerialised(remat):
+    message = r'`remat` must be True, False, an integer of at least 1 or "sqrt"\. Received: remat='
+    with pytest.raises(ValueError, match=message):
+        MeanFieldStage(layers.Dense(4), 2, remat=remat)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("remat", [False, True, 3, "sqrt"])
+def test_a_configuration_says_what_is_rematerialised(remat):
+    stage = MeanFieldStage(layers.Dense(4), 2, remat=remat)
+    again = MeanFieldStage.from_config(stage.get_config())
+    assert again.remat == remat and type(again.remat) is type(remat)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA is told what to keep apart")
 def test_rematerialisation_holds_each_block_apart():
     import jax
 
-    for remat, unroll, barriers in ((True, True, 2), (True, False, 1), (False, True, 0)):
+    for remat, unroll, barriers in (
+        (True, True, 2),
+        (True, False, 1),
+        (False, True, 0),
+        (2, True, 3),  # of the segment, and of each block in it
+        (2, False, 2),
+    ):
         stage = make_stage(n=2, remat=remat, unroll=unroll)
 
         def loss(trainable, frozen, x, stage=stage):

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mf_zoo.layers import integrators
+from mf_zoo.layers import integrators, rematerialization
 from mf_zoo.layers import quadrature as quadrature_rules
 from mf_zoo.layers.flags import set_trainable_parts, trainable_parts
 from mf_zoo.layers.particles import Block, ParticleInfo, PerParticle, Reflect
@@ -77,11 +77,16 @@ class MeanFieldStage(keras.layers.Layer):
             smallest time: the times are a set of nodes, a crossing is a change of names that no
             output sees, and the gradient of a time is that of the place it has when sorted. For
             telling what learned steps do from what reordering does.
-        remat: Whether the activations within a block are computed again in the backward pass
-            instead of being kept (`keras.remat`): of each block its input is kept, for about one
-            more forward pass a step. Results are the same; what a block draws at random, too. (On
-            JAX's CPU nothing is saved unless `unroll=False`: XLA merges the second computation of
-            an unrolled loop with the first there.)
+        remat: What is computed again in the backward pass instead of being kept (`keras.remat`).
+            `True`: the activations within a block; of each block its input is kept, for about one
+            more forward pass a step. An integer `k`: the inputs of the blocks as well; every
+            `k`-th is kept, and from it those of the `k` blocks that follow are computed again, then
+            what is within each, for about two more forward passes. `"sqrt"`: the `k` for which the
+            inputs of this stage that live at a time are fewest, the root of `n`. (While another
+            stage is derived only the kept ones of this live: a larger `k` may be better.) `False`:
+            nothing. Results are the same; what a block draws at random, too. (On JAX's CPU nothing
+            is saved unless `unroll=False`: XLA merges the second computation of an unrolled loop
+            with the first there.)
         integrator: How a step is made: `"euler"`, the formula above, `"midpoint"` or `"heun"`,
             which are of order 2 in the steps and evaluate each block twice, or one of your own, by
             the name that `mf_zoo.layers.register_integrator` gave it or as an object: see
@@ -127,7 +132,7 @@ class MeanFieldStage(keras.layers.Layer):
         unroll: bool = True,
         seed: int | None = None,
         reorder: bool = True,
-        remat: bool = False,
+        remat: bool | int | str = False,
         integrator: Any = "euler",
         **kwargs: Any,
     ):
@@ -158,7 +163,7 @@ class MeanFieldStage(keras.layers.Layer):
         self.unroll = bool(unroll)
         self.seed = seed
         self.reorder = bool(reorder)
-        self.remat = bool(remat)
+        self.remat = rematerialization.check(remat)
         self.integrator = integrators.get(integrator)
         # Of the block, part by part: its configuration may say nothing of its parts.
         self._given_flags = trainable_parts(block)
@@ -435,12 +440,15 @@ class MeanFieldStage(keras.layers.Layer):
             for parts, factor in zip(weights, factors, strict=True)
         ]
 
-    def _check_weights(self, weights: Sequence[Sequence[np.ndarray]]) -> None:
+    def _check_weights(
+        self, weights: Sequence[Sequence[np.ndarray]], count: int | None = None
+    ) -> None:
+        count = self.num_particles if count is None else count
         expected = [tuple(variable.shape) for variable in self._template.variables]
         found = [[np.shape(array) for array in parts] for parts in weights]
-        if found != [expected] * self.num_particles:
+        if found != [expected] * count:
             raise ValueError(
-                f"`weights` must list the arrays of {self.num_particles} blocks, of the shapes "
+                f"`weights` must list the arrays of {count} blocks, of the shapes "
                 f"{expected} each. Received: shapes {found}"
             )
 
@@ -570,22 +578,13 @@ class MeanFieldStage(keras.layers.Layer):
         self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
     ) -> tuple[Any, dict[int, Any], list[Any]]:
         """One block: its output, its new state by weight index, and the losses it added."""
-        if not self.remat:
+
+        def step_of(x: Any, values: Sequence[Any], step: Any) -> Any:
             return self._block_step(x, values, step, arguments)
-        # What takes no gradient, such as the state of a seed, is none of the arguments:
-        # TensorFlow would warn of it.
-        floats = {k: v for k, v in enumerate(values) if keras.backend.is_float_dtype(v.dtype)}
-        changed: list[int] = []
 
-        def flat(x: Any, step: Any, *parts: Any) -> list[Any]:
-            given = dict(enumerate(values)) | dict(zip(floats, parts, strict=True))
-            y, states, losses = self._block_step(x, list(given.values()), step, arguments)
-            changed[:] = states
-            return [y, *states.values(), *losses]
-
-        y, *others = keras.remat(flat)(x, step, *floats.values())
-        losses = others[len(changed) :]
-        return y, dict(zip(changed, others, strict=False)), losses
+        if self.remat:
+            step_of = rematerialization.rematerialized(step_of)
+        return step_of(x, list(values), step)
 
     def _block_step(
         self, x: Any, values: Sequence[Any], step: Any, arguments: dict[str, Any]
@@ -637,14 +636,27 @@ class MeanFieldStage(keras.layers.Layer):
         n = self.num_particles
         # One split: its gradient is one concatenation, that of n slices a sum of n padded arrays.
         parts = list(zip(*(ops.unstack(value, n) for value in values), strict=True))
-        parts = parts or [()] * n
-        losses, changes, xs = [], [], [x]
-        for part, step in zip(parts, ops.unstack(steps, n), strict=True):
-            x, state, added = self._step(x, part, step, arguments)
-            changes.append(state)
-            losses += added
-            if all_states:
-                xs.append(x)
+        parts = [list(part) for part in parts] or [[]] * n
+        blocks = list(zip(parts, ops.unstack(steps, n), strict=True))
+
+        def segment(x: Any, blocks: list[tuple[Any, Any]]) -> tuple[Any, list, list, list]:
+            xs, changes, losses = [], [], []
+            for part, step in blocks:
+                x, state, added = self._step(x, part, step, arguments)
+                changes.append(state)
+                losses += added
+                if all_states:
+                    xs.append(x)
+            return x, xs, changes, losses
+
+        xs, changes, losses = [x], [], []
+        for length in self._segments():
+            again = self.remat and length > 1
+            run = rematerialization.rematerialized(segment) if again else segment
+            x, *found = run(x, blocks[:length])
+            blocks = blocks[length:]
+            for whole, part in zip((xs, changes, losses), found, strict=True):
+                whole += part
         states = {k: ops.stack([state[k] for state in changes]) for k in changes[0]}
         return xs if all_states else x, states, losses
 
@@ -665,9 +677,22 @@ class MeanFieldStage(keras.layers.Layer):
             total = ops.cast(sum(losses), "float32") if losses else ops.zeros(())
             return y, [[y] if all_states else [], total, *states.values()]
 
-        y, (xs, total, *states) = ops.scan(body, x, (values, steps))
+        def segment(x: Any, particles: Any) -> tuple[Any, Any]:
+            return ops.scan(body, x, particles)
+
+        lengths = self._segments()
+        if not self.remat or lengths[0] == 1:
+            y, outputs = segment(x, (values, steps))
+        else:
+            y, outputs = rematerialization.scanned(segment, x, (values, steps), lengths)
+        xs, total, *states = outputs
         outputs = [x, *ops.unstack(xs[0], self.num_particles)] if all_states else y
         return outputs, dict(zip(changed, states, strict=True)), [ops.sum(total)]
+
+    def _segments(self) -> list[int]:
+        """How many blocks lie between two states that are kept; without `remat` all are one."""
+        n = self.num_particles
+        return rematerialization.segments(self.remat or n, n)
 
     def save_own_variables(self, store: Any) -> None:
         # By name, not by place: the same whether times are trained or not.

@@ -5,6 +5,13 @@ from mf_zoo import lazy
 __all__, __getattr__, __dir__ = lazy.attach(
     __name__,
     {
+        # The adjoint.
+        "Adjoint": "costate",
+        "Reconstruction": "reconstruction",
+        "adjoint": "costate",
+        "adjoints": "costate",
+        "gradient_field": "field",
+        "reconstruct": "reconstruction",
         # Derivatives.
         "cut": "segments",
         "variables_vjp": "autodiff",

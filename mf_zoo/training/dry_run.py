@@ -10,6 +10,7 @@ from mf_zoo import applications, data
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.layers import BatchNormalization, Conv2D, MeanFieldStage
 from mf_zoo.layers.integrators import evaluations
+from mf_zoo.layers.rematerialization import segments
 from mf_zoo.layers.residual_function import ResidualFunction
 from mf_zoo.training import ladder
 from mf_zoo.training.assembly import (
@@ -170,8 +171,9 @@ def activation_bytes(model: keras.Model) -> int:
       convolution, and then no further tensor), and of any other activation but the identity.
 
     A sum, padding, average pooling and the normalisation of the images keep nothing of their own.
-    Of each block of a stage with `remat=True` only the input is kept; what one block keeps while it
-    is computed again comes on top.
+    Of each block of a stage with `remat=True` only the input is kept, with an integer `k` only that
+    of every `k`-th block; what one block keeps while it is computed again, and the inputs of the
+    `k` blocks around it, come on top.
     `python -m benchmarks.memory` compares the count with what the backends keep
     (benchmarks/results/memory-jax.csv, memory-torch.csv).
 
@@ -277,7 +279,9 @@ def _keep_of_layer(
 
     if isinstance(layer, MeanFieldStage):
         # An integrator that evaluates a block twice keeps what two steps of Euler's method keep.
-        steps = layer.num_particles * (1 if layer.remat else evaluations(layer.integrator))
+        steps = layer.num_particles * evaluations(layer.integrator)
+        if layer.remat:  # but then what lies within is not kept
+            steps = len(segments(layer.remat, layer.num_particles))
         for number in range(steps):
             last = number == steps - 1
             step = target if last else object()
