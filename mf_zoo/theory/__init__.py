@@ -9,5 +9,9 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "cut": "segments",
         "variables_vjp": "autodiff",
         "vjp": "autodiff",
+        # The shallow ensemble.
+        "ResidualUnit": "residual_unit",
+        "ShallowStage": "ensemble",
+        "shallow_twin": "ensemble",
     },
 )
