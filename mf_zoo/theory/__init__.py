@@ -10,8 +10,16 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "variables_vjp": "autodiff",
         "vjp": "autodiff",
         # The shallow ensemble.
+        "GradientGap": "gap",
+        "StageGap": "gap",
+        "compare_bounds": "bounds",
+        "costate_bounds": "bounds",
+        "gradient_bounds": "bounds",
+        "gradient_gap": "gap",
+        "Constants": "bounds",
         "ResidualUnit": "residual_unit",
         "ShallowStage": "ensemble",
         "shallow_twin": "ensemble",
+        "state_bounds": "bounds",
     },
 )
