@@ -226,7 +226,8 @@ def _batches(x: Any, y: Any, batch_size: int) -> Iterator[tuple[np.ndarray, np.n
             f"Received: x of type {type(x).__name__} and y"
         )
     if isinstance(x, keras.utils.PyDataset):
-        x = (x[index] for index in range(len(x)))  # noqa: B020
+        dataset = x
+        x = (dataset[index] for index in range(len(dataset)))
     for inputs, targets in x:
         yield ops.convert_to_numpy(inputs), ops.convert_to_numpy(targets)
 
