@@ -225,11 +225,12 @@ def compare_bounds(
         constants: The `Constants` of its blocks; `None` for `Constants.of(stage)`.
 
     Returns:
-        A row for each depth `l` from 0 to `n`, with the keys `depth`; `time`; `exponent`, the sum
-        of `dt_k L_k` over the blocks after that depth; `moved`, `moved_upper` (the largest `|X^l - X(0)|` of the samples and its bound); `costate_least`,
-        `costate_most`, `costate_lower`, `costate_upper` (the least and largest `|p^l| / |p(T)|` and
-        their bounds); `ratio`, `ratio_lower`, `ratio_upper` (of the gradients of the particle at
-        that depth, ResNet to ensemble; NaN for depth 0).
+        A row for each depth `l` from 0 to `n`, with the keys `depth`; `exponent`, the sum of
+        `dt_k L_k` over the blocks after it; `time`; `moved`, `moved_upper` (the largest
+        `|X^l - X(0)|` of the samples and its bound); `costate_least`, `costate_most`,
+        `costate_lower`, `costate_upper` (the least and largest `|p^l| / |p(T)|` and their bounds);
+        `ratio`, `ratio_lower`, `ratio_upper` (of the gradients of the particle at that depth,
+        ResNet to ensemble; NaN for depth 0).
 
     Raises:
         ValueError: For a stage with an activation, an integrator other than Euler's, or

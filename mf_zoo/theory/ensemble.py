@@ -145,7 +145,8 @@ def shallow_twin(
             f"Received: source={source!r}"
         )
     direct = [layer for layer in source.layers if isinstance(layer, MeanFieldStage)]
-    if not hasattr(source, "_nodes_by_depth") or len(direct) != len(found):
+    graph = isinstance(source, keras.Sequential) or hasattr(source, "_nodes_by_depth")
+    if not graph or len(direct) != len(found):
         raise ValueError(
             "`source` must be a functional or sequential model with its stages among its layers. "
             f"Received: {source.name!r} of type {type(source).__name__}, with {len(direct)} of "

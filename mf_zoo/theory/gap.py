@@ -127,7 +127,8 @@ def gradient_gap(
     Nothing in the model changes.
 
     Args:
-        model: A functional model whose stages lie one after another, see `mf_zoo.theory.cut`.
+        model: A functional or sequential model whose stages lie one after another, see
+            `mf_zoo.theory.cut`.
         x: Inputs, `(samples, ...)`, or batches of `(inputs, targets)`: a `keras.utils.PyDataset`, a
             `tf.data.Dataset`, a `DataLoader` or a generator that ends.
         y: Targets of an array `x`.
@@ -162,6 +163,8 @@ def gradient_gap(
     >>> bool(gap.ensemble_loss > gap.loss)
     True
     """
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
     parts = segments.cut(model)
     twins = [shallow_twin(stage) for stage in parts.stages]
     variables = [_compared(stage) for stage in parts.stages]

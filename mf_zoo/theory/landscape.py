@@ -115,7 +115,7 @@ def image_problem(
                 f"Received: {len(found)} of class {label}"
             )
         chosen.append(rng.permutation(found)[: samples // 2])
-    count, rows, columns, channels = images.shape
+    _, rows, columns, channels = images.shape
     pixels = images[np.concatenate(chosen)].astype("float64")
     pooled = pixels.reshape(-1, rows // 8, 8, columns // 8, 8, channels).mean((2, 4))
     pooled = pooled.reshape(len(pooled), -1)

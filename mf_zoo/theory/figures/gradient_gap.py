@@ -62,13 +62,23 @@ def _draw_blocks(axes: Any, inputs: "Inputs") -> list[dict[str, Any]]:
         text = f"{label} (loss {gap.loss:.2f}, ensemble's {gap.ensemble_loss:.2f})"
         axes.plot([row["ratio"] for row in found], "os^Dv"[number % 5] + "-", label=text)
     axes.axhline(1, color="gray", linestyle=":")
-    axes.set_yscale("log")
+    _log_axis(axes)
     axes.set_xticks(range(len(longest)), longest if len(longest) < 12 else [""] * len(longest))
     axes.set_xlabel("block, in depth order")
-    axes.set_ylabel("|gradient| of the ResNet / of the ensemble")
+    axes.set_ylabel("gradient norm, ResNet / ensemble")
     axes.set_title("Blocks of trained networks")
     axes.legend(fontsize=8)
     return rows
+
+
+def _log_axis(axes: Any) -> None:
+    """Ratios from about 0.1 to 10, written as decimal numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def small_network(particles: int = 4, filters: int = 8, seed: int = 0) -> keras.Model:
@@ -96,7 +106,7 @@ def _draw_training(axes: Any, inputs: "Inputs") -> list[dict[str, Any]]:
     images, labels = inputs.train_images[:TRAIN_IMAGES], inputs.train_labels[:TRAIN_IMAGES]
     log = GradientGapLog(images[:IMAGES], labels[:IMAGES], every=EVERY)
     model.compile(
-        MeanFieldSGD(0.05, momentum=0.9),
+        MeanFieldSGD(0.02, momentum=0.9),
         "sparse_categorical_crossentropy",
         jit_compile=devices.jit_compile(),
     )
@@ -115,9 +125,9 @@ def _draw_training(axes: Any, inputs: "Inputs") -> list[dict[str, Any]]:
     axes.plot(steps, [row["ratio"] for row in log.rows], "o-", label="weights")
     axes.plot(steps, [row["times_ratio"] for row in log.rows], "s-", label="times")
     axes.axhline(1, color="gray", linestyle=":")
-    axes.set_yscale("log")
+    _log_axis(axes)
     axes.set_xlabel(f"training step ({BATCH} images each)")
-    axes.set_ylabel("|gradient| of the ResNet / of the ensemble")
+    axes.set_ylabel("gradient norm, ResNet / ensemble")
     axes.set_title("A training: 4 blocks of 8 channels, one stage")
     losses = axes.twinx()
     for key, style, label in (("loss", "-", "loss"), ("ensemble_loss", "--", "ensemble's loss")):
@@ -125,7 +135,11 @@ def _draw_training(axes: Any, inputs: "Inputs") -> list[dict[str, Any]]:
     losses.set_ylabel("loss (cross-entropy, nats)")
     losses.set_ylim(bottom=0)
     handles = [axes.get_legend_handles_labels(), losses.get_legend_handles_labels()]
-    axes.legend(*(a + b for a, b in zip(*handles, strict=True)), fontsize=8)
+    axes.legend(
+        *(a + b for a, b in zip(*handles, strict=True)), fontsize=8, ncols=2, loc="upper right"
+    )
+    axes.set_ylim(top=2.5 * axes.get_ylim()[1])  # room for the legend
+    losses.set_ylim(top=1.4 * losses.get_ylim()[1])
     return [{"panel": "training", "network": "small", **row} for row in log.rows]
 
 

@@ -73,15 +73,13 @@ def _draw_problem(axes: Any, runs: list[landscape.Run]) -> None:
     for number, name in enumerate(names):
         chosen = [run for run in runs if run.network == name]
         counts = sorted({run.particles for run in chosen})
-        found = [[run.loss for run in chosen if run.particles == count] for count in counts]
         # Beside one another, for dots of different networks not to cover each other.
         shift = 2 ** (0.12 * (number - (len(names) - 1) / 2))
-        places = [
-            count * shift for count, losses in zip(counts, found, strict=True) for _ in losses
-        ]
-        axes.plot(places, np.maximum(np.concatenate(found), FLOOR), "o", ms=4, c=f"C{number}")
-        medians = np.maximum([np.median(losses) for losses in found], FLOOR)
-        axes.plot(np.array(counts) * shift, medians, "-", color=f"C{number}", label=name)
+        places = np.array([run.particles for run in chosen]) * shift
+        losses = np.maximum([run.loss for run in chosen], FLOOR)
+        axes.plot(places, losses, "o", markersize=4, color=_color(name))
+        medians = [np.median(losses[places == count * shift]) for count in counts]
+        axes.plot(np.array(counts) * shift, medians, "-", color=_color(name), label=name)
     linear = np.median([run.linear_loss for run in runs])
     axes.axhline(linear, color="gray", linestyle=":", label="best affine function, median")
     axes.set_xscale("log", base=2)
@@ -89,6 +87,10 @@ def _draw_problem(axes: Any, runs: list[landscape.Run]) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("number of blocks (particles)")
     axes.set_ylabel(f"mean squared error after {runs[0].steps} steps")
+
+
+def _color(name: str) -> str:
+    return f"C{list(landscape.NETWORKS).index(name)}"
 
 
 def _draw_starts(axes: Any, runs: list[landscape.Run]) -> None:
@@ -100,7 +102,7 @@ def _draw_starts(axes: Any, runs: list[landscape.Run]) -> None:
             for run in chosen
         ]
         losses = np.maximum([run.loss for run in chosen], FLOOR)
-        axes.plot(places, losses, "o", markersize=4, color=f"C{number}", label=name)
+        axes.plot(places, losses, "o", markersize=4, color=_color(name), label=name)
     initial = np.median([run.initial_loss for run in runs if run.start == "zero"])
     axes.axhline(initial, color="gray", linestyle="--", label="of the output 0, median")
     axes.set_yscale("log")
