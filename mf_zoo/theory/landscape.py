@@ -136,20 +136,25 @@ class Network:
             and gradients are multiplied by `n / T`. Otherwise it is an ordinary network: every step
             is 1, initial weights are smaller in deeper networks, and gradients are as they are.
         learning_rate: Of gradient descent on all samples at once, with momentum 0.9.
+        time_rate: Learning rate of the times, in units of `learning_rate`. It replaces the factor
+            `n / T`: the derivative by a time, `<p, f_l - f_(l+1)>` where steps are equal, does not
+            get smaller with the number of particles unless neighbours in depth become alike, and
+            multiplied by `n / T` it would move times the faster the more there are.
         noise_temperature: Of `mf_zoo.optimizers.MeanFieldSGD`, in the first part of the training.
     """
 
     deep: bool = True
     mean_field: bool = True
-    learning_rate: float = 0.003
+    learning_rate: float = 0.01
+    time_rate: float = 1.0
     noise_temperature: float = 0.0
 
 
 NETWORKS = {
     "mean-field": Network(),
     "mean-field, noise": Network(noise_temperature=1e-3),
-    "shallow": Network(deep=False, learning_rate=0.01),
-    "ResNet": Network(mean_field=False, learning_rate=0.01),
+    "shallow": Network(deep=False),
+    "ResNet": Network(mean_field=False),
 }
 MOMENTUM = 0.9
 
@@ -402,6 +407,7 @@ def _train(
             network.learning_rate,
             MOMENTUM,
             mean_field_scaling=network.mean_field,
+            time_learning_rate_multiplier=network.time_rate * layer.horizon / n,
             noise_temperature=temperature,
             seed=n,
         )
