@@ -9,5 +9,14 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "cut": "segments",
         "variables_vjp": "autodiff",
         "vjp": "autodiff",
+        # Ensemble behaviour.
+        "Lesion": "lesions",
+        "PathLengths": "paths",
+        "Removed": "lesions",
+        "Shuffle": "shuffles",
+        "gradient_parts": "paths",
+        "lesion": "lesions",
+        "path_lengths": "paths",
+        "shuffle": "shuffles",
     },
 )
