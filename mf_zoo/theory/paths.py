@@ -170,8 +170,8 @@ def path_lengths(
         wholes.append(np.linalg.norm(whole, axis=1))
         inner += np.sum(exact * whole, axis=(1, 2))
         squares += np.sum(whole**2)
-        single = single.reshape(samples, depth + 1, len(images), -1)
-        paths += list(np.linalg.norm(single, axis=3))
+        # A list, for there may be no single path.
+        paths += [np.linalg.norm(one.reshape(depth + 1, len(images), -1), axis=2) for one in single]
     path_norms = np.concatenate(paths, axis=1) if samples else np.full((depth + 1, 1), np.nan)
     counts = np.array([math.comb(depth, k) for k in range(depth + 1)], "float64")
     layers = {_layers(stage) for stage in parts.stages}
