@@ -278,16 +278,16 @@ def _gradients(
 
     _, (p,) = autodiff.vjp(losses, [state])
     # Behind the last stage all is of length 0. Every single path starts there.
-    p = ops.concatenate([p, *[ops.zeros_like(p)] * (groups - 1), *[p] * (groups * samples)])
+    p = ops.concatenate([p, _copies(ops.zeros_like(p), groups - 1), _copies(p, groups * samples)])
     particle = depth
     for apply, before, stage, position in reversed(chain):
-        states = ops.concatenate([before] * copies)
+        states = _copies(before, copies)
         if stage is None:
             _, (p,) = autodiff.vjp(apply, [states], p)
             continue
         particle -= 1
         update = _update(stage, position)
-        updates = ops.concatenate([update(before)] * copies)
+        updates = _copies(update(before), copies)
 
         def step(state: Any, added: Any, stage: MeanFieldStage = stage) -> Any:
             return stage.integrator(state, lambda _: added, stage.activation)
@@ -302,6 +302,11 @@ def _gradients(
     p = ops.convert_to_numpy(ops.cast(p, "float32")).astype("float64")
     p = p.reshape((1 + samples, groups, *images.shape))
     return p[0], p[1:]
+
+
+def _copies(x: Any, number: int) -> Any:
+    """Copies of a batch one behind another."""
+    return ops.tile(x, (number,) + (1,) * (len(x.shape) - 1))
 
 
 def _update(stage: MeanFieldStage, position: int) -> Callable[[Any], Any]:

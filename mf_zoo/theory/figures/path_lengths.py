@@ -5,7 +5,7 @@ After Veit et al., arXiv 1605.06431, figure 6.
 
 from typing import Any
 
-IMAGES = 100  # at most
+IMAGES = 60  # at most
 SAMPLES = 2  # random paths of each length for each image
 
 
