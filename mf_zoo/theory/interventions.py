@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from mf_zoo import devices
+from mf_zoo.depth.recalibration import estimate, in_training
 from mf_zoo.layers import MeanFieldStage, stages
 
 
@@ -105,7 +106,7 @@ class Scheduled(keras.Model):
     """
 
     def __init__(self, model: keras.Model):
-        super().__init__(name="scheduled", autocast=False)
+        super().__init__(name=model.name, autocast=False)
         self.model = model
         self.depth_orders, self.step_sizes = [], []
         for k, schedule in enumerate(schedules(model)):
@@ -147,6 +148,9 @@ class Evaluator:
         y: Integer labels `(count,)`; `None` with batches.
         batch_size: Images in a batch of an array.
         loss: As in `compile`, of labels and outputs.
+        recalibrate_on: Training images, as `mf_zoo.depth.recalibrate` takes them, on which the
+            statistics of BatchNormalization are estimated anew for all schedules; `None` leaves
+            them as they are.
     """
 
     def __init__(
@@ -156,23 +160,24 @@ class Evaluator:
         y: Any = None,
         batch_size: int = 200,
         loss: Any = "sparse_categorical_crossentropy",
+        recalibrate_on: Any = None,
     ):
         self.batches = labelled(x, y, batch_size)
         self.loss = per_image(loss)
         self.model = Scheduled(model)
+        self.images = recalibrate_on
+        if hasattr(recalibrate_on, "__next__"):  # it can be read only once
+            self.images = list(recalibrate_on)
+        self.training = None if recalibrate_on is None else in_training(self.model)
 
-    def __call__(
-        self, chosen: Sequence[Schedule], recalibrate_on: Any = None
-    ) -> tuple[float, float]:
-        """Error in % and mean loss with the stages' schedules, and statistics anew if wanted."""
+    def __call__(self, chosen: Sequence[Schedule]) -> tuple[float, float]:
+        """Error in % and mean loss with these schedules of the stages."""
         self.model.set(chosen)
-        if recalibrate_on is None:
+        if self.training is None:
             return self._measure()
-        from mf_zoo import depth
-
         before = [(v, np.array(ops.convert_to_numpy(v))) for v in self.model.model.variables]
         try:
-            depth.recalibrate(self.model, recalibrate_on)
+            estimate(self.training, self.images)
             return self._measure()
         finally:
             for variable, value in before:

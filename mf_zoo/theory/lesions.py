@@ -89,8 +89,8 @@ def lesion(
         recalibrate_on: Training images, augmented as in training, on which the statistics of
             BatchNormalization are estimated anew for every lesion (and for the whole network), as
             `mf_zoo.depth.recalibrate` takes them; a generator is read once and kept. `None` leaves
-            them, as Veit et al. do. It tells how much of the harm is that of inputs whose mean and
-            variance have moved. It compiles anew for every lesion.
+            them, as Veit et al. do. The difference tells how much of the harm comes from means and
+            variances that no longer fit.
 
     Returns:
         List of `Lesion`: in the order of stages and depth, or by number of blocks and draw.
@@ -115,17 +115,15 @@ def lesion(
     whole = schedules(model)
     places = [(k, position) for k, one in enumerate(whole) for position in range(len(one.order))]
     chosen = list(_sets(places, count, samples, seed))
-    evaluate = Evaluator(model, x, y, batch_size, loss)
-    if hasattr(recalibrate_on, "__next__"):  # it can be read only once
-        recalibrate_on = list(recalibrate_on)
-    intact = evaluate(whole, recalibrate_on)
+    evaluate = Evaluator(model, x, y, batch_size, loss, recalibrate_on)
+    intact = evaluate(whole)
     measured = {(): intact}
     times = [np.asarray(keras.ops.convert_to_numpy(stage.times)) for stage in stages(model)]
     names = [stage.name for stage in stages(model)]
     result = []
     for removed in chosen:
         if removed not in measured:
-            measured[removed] = evaluate(_without(whole, removed), recalibrate_on)
+            measured[removed] = evaluate(_without(whole, removed))
         blocks = tuple(
             Removed(
                 stage=names[k],

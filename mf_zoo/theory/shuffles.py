@@ -45,6 +45,7 @@ def shuffle(
     stage: str | None = None,
     batch_size: int = 200,
     loss: Any = "sparse_categorical_crossentropy",
+    recalibrate_on: Any = None,
 ) -> list[Shuffle]:
     """Error and loss of a trained network in random depth orders at a given distance.
 
@@ -71,6 +72,10 @@ def shuffle(
             probabilities; for a model that ends in logits give
             `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. The error does not
             depend on it.
+        recalibrate_on: Training images, augmented as in training, on which the statistics of
+            BatchNormalization are estimated anew for every order (the trained one too), as
+            `mf_zoo.depth.recalibrate` takes them; a generator is read once and kept. `None` leaves
+            them.
 
     Returns:
         List of `Shuffle`, by distance and draw.
@@ -102,7 +107,7 @@ def shuffle(
     largest = largest_distance(sizes)
     distances = whole_numbers(range(largest + 1) if k is None else k, "k", 0, largest)
     (samples,) = whole_numbers(samples, "samples", 1)
-    evaluate = Evaluator(model, x, y, batch_size, loss)
+    evaluate = Evaluator(model, x, y, batch_size, loss, recalibrate_on)
     trained = tuple(tuple(one.order.tolist()) for one in whole)
     intact = evaluate(whole)
     measured = {trained: intact}

@@ -1,5 +1,7 @@
 """Error of trained networks without one of their blocks, and without several.
 
+Also with the statistics of BatchNormalization estimated anew for each missing block.
+
 After Veit et al., arXiv 1605.06431, figures 3 and 5 (a).
 """
 
@@ -7,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-SAMPLES = 6  # sets of blocks for each number of them
+SAMPLES = 4  # sets of blocks for each number of them
 COUNTS = 8  # numbers of blocks, at most
+STATISTICS = 500  # images to estimate them on, at most
 
 
 def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
@@ -36,13 +39,24 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
             if counts
             else []
         )
-        rows += [_row(name, found) for found in (*single, *sets)]
+        anew = theory.lesion(
+            *(model, inputs.images, inputs.labels), recalibrate_on=inputs.train_images[:STATISTICS]
+        )
+        rows += [_row(name, "trained", found) for found in (*single, *sets)]
+        rows += [_row(name, "estimated", found) for found in anew]
         places = [f"{one.blocks[0].stage}\n{one.blocks[0].position + 1}" for one in single]
         labels = max(labels, places, key=len)
         intact = single[0].intact_error
         colour = f"C{i}"
         at = np.arange(most) + (i - (len(inputs.networks) - 1) / 2) * width
         alone.bar(at, [one.error for one in single], width, color=colour, label=name)
+        alone.plot(
+            *(at, [one.error for one in anew], "_"),
+            color="black",
+            markersize=14,
+            markeredgewidth=2,
+            label="statistics estimated anew" if i == len(inputs.networks) - 1 else None,
+        )
         alone.axhline(intact, color=colour, linestyle="--", linewidth=1)
         errors = {0: [intact], 1: [one.error for one in single]}
         for found in sets:
@@ -63,14 +77,16 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
     several.set(xlabel="number of missing blocks", ylabel="test error in %", ylim=(0, 100))
     several.set_title("random sets (mean, range)", fontsize="medium")
     several.xaxis.get_major_locator().set_params(integer=True)
+    alone.legend(loc="upper right", frameon=False, fontsize="small")
     several.legend(loc="lower right", frameon=False)
     return rows
 
 
-def _row(name: str, found: Any) -> dict[str, Any]:
+def _row(name: str, statistics: str, found: Any) -> dict[str, Any]:
     blocks = found.blocks
     return {
         "network": name,
+        "statistics": statistics,
         "removed": len(blocks),
         "blocks": " ".join(f"{one.stage}:{one.position}" for one in blocks),
         "particles": " ".join(str(one.particle) for one in blocks),
