@@ -89,8 +89,8 @@ def lesion(
         recalibrate_on: Training images, augmented as in training, on which the statistics of
             BatchNormalization are estimated anew for every lesion (and for the whole network), as
             `mf_zoo.depth.recalibrate` takes them; a generator is read once and kept. `None` leaves
-            them, as Veit et al. do. The difference tells how much of the harm comes from means and
-            variances that no longer fit.
+            them. The difference tells how much of the harm comes from means and variances that no
+            longer fit.
 
     Returns:
         List of `Lesion`: in the order of stages and depth, or by number of blocks and draw.
