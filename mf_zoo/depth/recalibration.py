@@ -64,6 +64,19 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
     >>> batches = mf_zoo.data.batches(images, labels, 100, augment=augment)
     >>> mf_zoo.depth.recalibrate(deeper, batches)
     """
+    estimate(in_training(model), images, batch_size)
+
+
+def in_training(model: keras.Model) -> keras.Model:
+    """A model in training mode, compiled, for one or several calls of `estimate`."""
+    training = _Training(model)
+    training.compile(jit_compile=devices.jit_compile())
+    return training
+
+
+def estimate(training: keras.Model, images: Any, batch_size: int = 500) -> None:
+    """`recalibrate` of the model that `in_training` was given."""
+    model = training.model
     if not isinstance(batch_size, int) or batch_size < 2:
         raise ValueError(
             f"`batch_size` must be an integer of at least 2. Received: batch_size={batch_size!r}"
@@ -81,8 +94,6 @@ def recalibrate(model: keras.Model, images: Any, batch_size: int = 500) -> None:
     try:
         for layer, count in layers:
             layer.momentum = _momentum(count)
-        training = _Training(model)
-        training.compile(jit_compile=devices.jit_compile())
         counted = 0
         for batch in _batches(images, batch_size):
             if len(batch) < 2:

@@ -38,5 +38,14 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "initial_weights": "landscape",
         "minima": "landscape",
         "sphere": "landscape",
+        # Ensemble behaviour.
+        "Lesion": "lesions",
+        "PathLengths": "paths",
+        "Removed": "lesions",
+        "Shuffle": "shuffles",
+        "gradient_parts": "paths",
+        "lesion": "lesions",
+        "path_lengths": "paths",
+        "shuffle": "shuffles",
     },
 )

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from mf_zoo import devices, files
 from mf_zoo.errors import UserError
+from mf_zoo.layers.orders import order_swaps as order_swaps
 from mf_zoo.training import runs
 from mf_zoo.visualize import RecordStages
 
@@ -26,26 +26,6 @@ HISTORY_COLUMNS = (
     "order_swaps",
 )
 TIMES_COLUMNS = ("epoch", "stage", "particle", "time", "rank")
-
-
-def order_swaps(before: Sequence[int], after: Sequence[int]) -> int:
-    """Counts the pairs of particles that changed places: Kendall's tau distance.
-
-    Args:
-        before: Depth order, the particles' indices from first to last.
-        after: The later depth order of the same particles.
-
-    Returns:
-        The least number of swaps of neighbours that leads from one to the other
-        (Kendall, 1938).
-
-    Example:
-
-    >>> order_swaps([0, 1, 2], [2, 0, 1])
-    2
-    """
-    ranks = np.argsort(np.asarray(after))[np.asarray(before)]
-    return int(np.sum(np.triu(ranks[:, None] > ranks[None, :], k=1)))
 
 
 class DepthOrder(RecordStages):

@@ -10,6 +10,7 @@ import numpy as np
 
 from mf_zoo import files
 from mf_zoo.layers import quadrature as quadrature_rules
+from mf_zoo.layers.orders import order_swaps
 
 # Names in a run folder, and ends of names beside registered weights.
 _TIMES, _HISTORY, _CONFIG = "times.csv", "history.csv", "config.json"
@@ -44,8 +45,6 @@ class StageHistory:
 
         An epoch in which particles were added has none, for then their numbers are new.
         """
-        from mf_zoo.training.callbacks import order_swaps
-
         found = np.zeros(len(self.epochs), "int64")
         there = ~np.isnan(self.ranks)
         for k in range(1, len(found)):

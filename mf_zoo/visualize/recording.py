@@ -1,8 +1,6 @@
 """A callback that records what the particles of a model do as it trains."""
 
 import os
-import socket
-import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from mf_zoo import devices, files
 from mf_zoo.errors import UserError
 from mf_zoo.layers import MeanFieldStage, stages
+from mf_zoo.layers.orders import order_swaps
 
 _BINS = 30  # of the histograms
 
@@ -40,7 +39,7 @@ class RecordStages(keras.callbacks.Callback):
         tensorboard: A folder for TensorBoard; `None` writes no logs. They hold, for each stage,
             scalars `<stage>/time/<particle>`, `<stage>/step/<particle>`, `<stage>/rank/<particle>`
             and `<stage>/swaps`, and a histogram `<stage>/times` over `[0, T]`, by epoch. It needs
-            the package tensorboard, not TensorFlow.
+            the package tensorboard.
 
     Attributes:
         rows: The rows so far, mappings from column to value: what `mf_zoo.visualize.times` and the
@@ -159,9 +158,6 @@ class RecordStages(keras.callbacks.Callback):
 
     def _record(self, epoch: int) -> int:
         """Records the state after `epoch`; returns the swaps since the one before."""
-        # Here, for the training's callbacks are made of this one.
-        from mf_zoo.training.callbacks import order_swaps
-
         before, (times, self._ranks, steps) = self._ranks, self._measure()
         total, rows = 0, []
         for name, ranks in self._ranks.items():
@@ -208,23 +204,16 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 
 
 class _Events:
-    """A file of TensorBoard events, of a training that begins with an epoch.
-
-    The package tensorboard says what an event is. Its writers import TensorFlow where that is
-    installed, which takes seconds; these lines need it on no backend.
-    """
+    """A file of TensorBoard events, of a training that begins with an epoch."""
 
     def __init__(self, folder: Path, epoch: int):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event = Event
-        # Names sort by time, which is the order in which TensorBoard reads the files.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        path = folder / f"{name}.stages"
-        with files.writing(path):
+        with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "wb")  # noqa: SIM115  # closed by `close`
-        self._add(epoch, file_version="brain.Event:2")
+            self._writer = EventFileWriter(str(folder), filename_suffix=".stages")
         # Of a training that is resumed, TensorBoard then forgets what it logged from here on.
         self._add(epoch, session_log=SessionLog(status=SessionLog.START))
 
@@ -239,12 +228,7 @@ class _Events:
             ) from error
 
     def _add(self, epoch: int, **content: Any) -> None:
-        # A record of TFRecord: length, checksum of the length, content, checksum of the content.
-        from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-        event = self._event(wall_time=time.time(), step=epoch, **content).SerializeToString()
-        for part in (struct.pack("<Q", len(event)), event):
-            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+        self._writer.add_event(self._event(wall_time=time.time(), step=epoch, **content))
 
     def write(self, rows: Sequence[dict[str, Any]], horizons: dict[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -271,10 +255,10 @@ class _Events:
             )
             values.append(Summary.Value(tag=f"{name}/times", histo=histogram))
         self._add(rows[0]["epoch"], summary=Summary(value=values))
-        self._file.flush()
+        self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._writer.close()
 
 
 _SCALARS = ("time", "step", "rank")
