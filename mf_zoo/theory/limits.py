@@ -1,6 +1,7 @@
 """How far a network of finite depth and width is from its limit."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,11 +152,10 @@ def depth_error(
         ("dimension", [dimension], 2),
         ("inputs", [inputs], 1),
     ):
-        if not len(values) or any(
-            not isinstance(v, (int, np.integer)) or v < least for v in values
-        ):
+        whole = all(isinstance(value, (int, np.integer)) for value in values)
+        if not len(values) or not whole or min(values) < least:
             raise ValueError(
-                f"`{name}` must be at least {least}, integers. Received: {name}={values}"
+                f"`{name}` must be integers of at least {least}. Received: {name}={values!r}"
             )
     if not (np.isfinite(alpha) and alpha > 0):
         raise ValueError(f"`alpha` must be a positive number. Received: alpha={alpha!r}")
@@ -468,11 +468,8 @@ def _convergence(
     values = [ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64") for x in outputs]
     unit = max(np.linalg.norm(values[-1]), 1e-300)
     errors = [np.linalg.norm(value - values[-1]) / unit for value in values]
-    changes = [np.linalg.norm(b - a) / unit for a, b in zip(values, values[1:], strict=False)]
-    orders = [
-        np.log2(a / b) if a > 0 and b > 0 else np.nan
-        for a, b in zip(changes, changes[1:], strict=False)
-    ]
+    changes = [np.linalg.norm(b - a) / unit for a, b in itertools.pairwise(values)]
+    orders = [np.log2(a / b) if a > 0 and b > 0 else np.nan for a, b in itertools.pairwise(changes)]
     particles = sum(stage.num_particles for stage in refined)
     return [
         Refinement(name, 2**k, 2**k * particles, float(error), float(change), float(order))
