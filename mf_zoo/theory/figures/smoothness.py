@@ -1,7 +1,8 @@
-"""Are blocks smooth in depth? Left: mean distance of the kernels of neighbours in depth (full) and
-of all pairs (open). Right: cosine similarity of what neighbours add to one state. A ring marks
+"""Are blocks smooth in depth? Left: mean distance of the kernels of neighbours in depth (dots) and
+of all pairs (bars). Right: cosine similarity of what neighbours add to one state. A ring marks
 stages where fewer than 5 % of all depth orders bring neighbours as near."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from mf_zoo.depth import refine
@@ -33,7 +34,7 @@ def draw(figure: "Figure", inputs: "Inputs") -> list[dict[str, Any]]:
         counts = [stage.num_particles for stage in cut(model).stages]
         if len(counts) == 3 and max(counts) < 4:
             # Copies of blocks: smooth by construction, at the moment it is grown.
-            networks[f"{label},\nrefined to 56"] = refine(model, REFINED)
+            networks[f"{label}, refined to 56"] = refine(model, REFINED)
             break
     rows = []
     for label, model in networks.items():
@@ -41,14 +42,15 @@ def draw(figure: "Figure", inputs: "Inputs") -> list[dict[str, Any]]:
         state = parts.pieces[0](inputs.images[:IMAGES].astype("float32"), training=False)
         for piece, stage in zip(parts.pieces[1:], parts.stages, strict=True):
             for record in smoothness(stage, state):
-                row = {"network": label.replace("\n", " "), **vars(record)}
+                row = {"network": label, **vars(record)}
                 rows += [row] * (record.what in _SHOWN)
             state = piece(stage(state, training=False), training=False)
     figure.set_size_inches(max(10, 2.2 + 2.2 * len(networks)), 4.6)
     left, right = figure.subplots(1, 2)
     for axes, what in zip((left, right), _SHOWN, strict=True):
         _draw_quantity(axes, [row for row in rows if row["what"] == what], what)
-        axes.set_xticks(range(len(networks)), list(networks), fontsize=8)
+        labels = [textwrap.fill(label, 14) for label in networks]
+        axes.set_xticks(range(len(networks)), labels, fontsize=8)
         axes.set_xlim(-0.6, len(networks) - 0.4)
     left.axhline(2**0.5, color="gray", linestyle=":", label="independent blocks")
     left.set_ylim(bottom=-0.05)
@@ -81,7 +83,6 @@ def _draw_quantity(axes: Any, rows: list[dict[str, Any]], what: str) -> None:
             fillstyle="none",
             markersize=11,
         )
-    handles = {"kernels": "all pairs"}
-    if what in handles:
-        axes.plot([], [], "_", color="gray", markersize=12, label=handles[what])
-    axes.plot([], [], "o", color="black", fillstyle="none", markersize=11, label="p < 0.05")
+    if what == "kernels":
+        axes.plot([], [], "_", color="gray", markersize=12, markeredgewidth=2, label="all pairs")
+    axes.plot([], [], "o", color="black", fillstyle="none", markersize=9, label="p < 0.05")
