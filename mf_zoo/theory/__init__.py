@@ -47,5 +47,16 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "lesion": "lesions",
         "path_lengths": "paths",
         "shuffle": "shuffles",
+        # Limits in depth.
+        "DepthError": "limits",
+        "DepthFit": "limits",
+        "Refinement": "limits",
+        "Smoothness": "regularity",
+        "depth_error": "limits",
+        "depth_exponent": "regularity",
+        "fit_depth_error": "limits",
+        "refined_output": "limits",
+        "refinement_error": "limits",
+        "smoothness": "regularity",
     },
 )
