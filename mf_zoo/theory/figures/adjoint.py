@@ -42,12 +42,13 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
         and `value`.
     """
     rows: list[dict[str, Any]] = []
+    first = next(iter(inputs.networks))
     measured = {
-        label: _measure(rows, label, model, inputs) for label, model in inputs.networks.items()
+        label: _measure(rows, label, model, inputs, with_field=label == first)
+        for label, model in inputs.networks.items()
     }
     stage, x = smooth_stage()
     smooth = _reconstructions(rows, "smooth stage", stage, x)
-    first = next(iter(measured))
     count = len(measured[first])
     grid = figure.add_gridspec(2, 1)
     above, below = grid[0].subgridspec(1, 3), grid[1].subgridspec(1, count)
@@ -66,7 +67,7 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
 
 
 def _measure(
-    rows: list[dict[str, Any]], label: str, model: keras.Model, inputs: Any
+    rows: list[dict[str, Any]], label: str, model: keras.Model, inputs: Any, with_field: bool
 ) -> list[dict[str, Any]]:
     """What is drawn of a network, stage by stage; its numbers go into the rows."""
     found = []
@@ -100,7 +101,7 @@ def _measure(
         edges = np.unique([0.0, *times, stage.horizon])
         edges = edges[np.diff(edges, prepend=-1.0) > 1e-4 * stage.horizon]  # no slivers
         between = ((edges[1:] + edges[:-1]) / 2).tolist()
-        points = [(i, t) for i in range(n) for t in (*between, times[i])]
+        points = [(i, t) for i in range(n) for t in (*between, times[i])] * with_field
         values = gradient_field(
             stage,
             result.states[0],
@@ -118,7 +119,7 @@ def _measure(
                 "gradients": gradients,
                 "edges": edges,
                 "times": times,
-                "field": values.reshape(n, -1),
+                "field": values.reshape(n, -1) if with_field else None,
                 "directions": [-float(result.times[block.particle]) for block in blocks],
                 "moves": bool(stage.times.trainable),
                 "errors": _reconstructions(rows, label, stage, result.states[0], result),
