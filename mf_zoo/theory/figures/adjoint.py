@@ -96,22 +96,21 @@ def _measure(
             here = (place, block.particle, block.time)
             add("gradient norm", gradients[-1], *here)
             add("gradient of the time", float(result.times[block.particle]), *here)
-        # Between the times, before the first and after the last; and at its own.
+            # There it is the derivative by the step size.
+            add("field at its own time", float(result.steps[place]), *here)
+        # Between the times, before the first and after the last.
         times = [block.time for block in blocks]
         edges = np.unique([0.0, *times, stage.horizon])
         edges = edges[np.diff(edges, prepend=-1.0) > 1e-4 * stage.horizon]  # no slivers
-        between = ((edges[1:] + edges[:-1]) / 2).tolist()
-        points = [(i, t) for i in range(n) for t in (*between, times[i])] * with_field
-        values = gradient_field(
-            stage,
-            result.states[0],
-            result.costates[-1],
-            [blocks[i].weights for i, _ in points],
-            [t for _, t in points],
-        )
-        for (i, t), value in zip(points, values, strict=True):
-            quantity = "field at its own time" if t == times[i] else "field"
-            add(quantity, float(value), i, blocks[i].particle, t)
+        field = None
+        if with_field:
+            points = [(i, t) for i in range(n) for t in (edges[1:] + edges[:-1]) / 2]
+            weights, where = [blocks[i].weights for i, _ in points], [t for _, t in points]
+            x, cotangent = result.states[0], result.costates[-1]
+            field = gradient_field(stage, x, cotangent, weights, where)
+            for (i, t), value in zip(points, field, strict=True):
+                add("field", float(value), i, blocks[i].particle, float(t))
+            field = field.reshape(n, -1)
         found.append(
             {
                 "name": stage.name,
@@ -119,7 +118,8 @@ def _measure(
                 "gradients": gradients,
                 "edges": edges,
                 "times": times,
-                "field": values.reshape(n, -1) if with_field else None,
+                "field": field,
+                "own": result.steps,
                 "directions": [-float(result.times[block.particle]) for block in blocks],
                 "moves": bool(stage.times.trainable),
                 "errors": _reconstructions(rows, label, stage, result.states[0], result),
@@ -239,13 +239,11 @@ def _backwards(
 def _field(axes: Any, stage: dict[str, Any]) -> None:
     for place, values in enumerate(stage["field"]):
         colour = f"C{place % 10}"
-        axes.stairs(
-            values[:-1], stage["edges"], baseline=None, color=colour, label=f"block {place + 1}"
-        )
+        axes.stairs(values, stage["edges"], baseline=None, color=colour, label=f"block {place + 1}")
         marker = "o"
         if stage["moves"]:
             marker = ">" if stage["directions"][place] > 0 else "<"
-        axes.plot(stage["times"][place], values[-1], marker, color=colour, markersize=9)
+        axes.plot(stage["times"][place], stage["own"][place], marker, color=colour, markersize=9)
     axes.axhline(0, color="grey", linewidth=0.5)
     if stage["moves"]:
         axes.plot([], [], "k>", label="own time, and where\ndescent moves it")
