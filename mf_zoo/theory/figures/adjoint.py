@@ -96,7 +96,7 @@ def _measure(
             here = (place, block.particle, block.time)
             add("gradient norm", gradients[-1], *here)
             add("gradient of the time", float(result.times[block.particle]), *here)
-            # There it is the derivative by the step size.
+            # At its own point the field is the derivative with respect to the step size.
             add("field at its own time", float(result.steps[place]), *here)
         # Between the times, before the first and after the last.
         times = [block.time for block in blocks]
