@@ -766,7 +766,7 @@ def test_rematerialisation_holds_each_block_apart():
         (True, False, 1),
         (False, True, 0),
         (2, True, 3),  # of the segment, and of each block in it
-        (2, False, 2),
+        (2, False, 3),
     ):
         stage = make_stage(n=2, remat=remat, unroll=unroll)
 

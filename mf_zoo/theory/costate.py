@@ -169,12 +169,13 @@ def integrate(
     blocks = Blocks(stage, training)
     if states is None:
         states = blocks.states(x)
-    elif np.shape(states) == (n + 1, *x.shape):
-        states = [ops.cast(ops.convert_to_tensor(state), x.dtype) for state in states]
     else:
-        raise ValueError(
-            f"`states` must have the shape {(n + 1, *x.shape)}. Received: {np.shape(states)}"
-        )
+        states = [ops.cast(ops.convert_to_tensor(state), x.dtype) for state in states]
+        if [tuple(state.shape) for state in states] != [tuple(x.shape)] * (n + 1):
+            raise ValueError(
+                f"`states` must be {n + 1} arrays of the shape of the input, {tuple(x.shape)}. "
+                f"Received: shapes {[tuple(state.shape) for state in states]}"
+            )
     given = cotangent(states[-1]) if callable(cotangent) else cotangent
     costate = ops.cast(ops.convert_to_tensor(given), x.dtype)
     if tuple(costate.shape) != tuple(x.shape):
@@ -245,18 +246,20 @@ def adjoints(
 
         return run
 
-    # What each piece takes, and each stage.
-    before, inputs = [ops.convert_to_tensor(x)], []
+    states: list[list[Any]] = []
+    z = ops.convert_to_tensor(x)
     for k, stage in enumerate(parts.stages):
-        inputs.append(stage._prepared(ops.stop_gradient(piece(k)(before[-1]))))
-        before.append(Blocks(stage, training).states(inputs[-1])[-1])
+        z = stage._prepared(ops.stop_gradient(piece(k)(z)))
+        states.append(Blocks(stage, training).states(z))
+        z = states[-1][-1]
 
     def total(z: Any) -> Any:
-        return ops.mean(measure(y, piece(len(inputs))(z)))
+        return ops.mean(measure(y, piece(len(states))(z)))
 
-    _, (costate,) = autodiff.vjp(total, [before[-1]])
-    found = [adjoint(parts.stages[-1], inputs[-1], costate, training)]
-    for k in reversed(range(1, len(inputs))):
-        _, (costate,) = autodiff.vjp(piece(k), [before[k]], found[0].costates[0])
-        found.insert(0, adjoint(parts.stages[k - 1], inputs[k - 1], costate, training))
+    _, (costate,) = autodiff.vjp(total, [z])
+    found: list[Adjoint] = []
+    for k in reversed(range(len(states))):
+        found.insert(0, adjoint(parts.stages[k], states[k][0], costate, training, states[k]))
+        if k:  # on to the output of the stage before, through what lies between the two
+            _, (costate,) = autodiff.vjp(piece(k), [states[k - 1][-1]], found[0].costates[0])
     return found

@@ -42,12 +42,13 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
         and `value`.
     """
     rows: list[dict[str, Any]] = []
+    first = next(iter(inputs.networks))
     measured = {
-        label: _measure(rows, label, model, inputs) for label, model in inputs.networks.items()
+        label: _measure(rows, label, model, inputs, with_field=label == first)
+        for label, model in inputs.networks.items()
     }
     stage, x = smooth_stage()
     smooth = _reconstructions(rows, "smooth stage", stage, x)
-    first = next(iter(measured))
     count = len(measured[first])
     grid = figure.add_gridspec(2, 1)
     above, below = grid[0].subgridspec(1, 3), grid[1].subgridspec(1, count)
@@ -66,7 +67,7 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
 
 
 def _measure(
-    rows: list[dict[str, Any]], label: str, model: keras.Model, inputs: Any
+    rows: list[dict[str, Any]], label: str, model: keras.Model, inputs: Any, with_field: bool
 ) -> list[dict[str, Any]]:
     """What is drawn of a network, stage by stage; its numbers go into the rows."""
     found = []
@@ -95,22 +96,21 @@ def _measure(
             here = (place, block.particle, block.time)
             add("gradient norm", gradients[-1], *here)
             add("gradient of the time", float(result.times[block.particle]), *here)
-        # Between the times, before the first and after the last; and at its own.
+            # At its own point the field is the derivative with respect to the step size.
+            add("field at its own time", float(result.steps[place]), *here)
+        # Between the times, before the first and after the last.
         times = [block.time for block in blocks]
         edges = np.unique([0.0, *times, stage.horizon])
         edges = edges[np.diff(edges, prepend=-1.0) > 1e-4 * stage.horizon]  # no slivers
-        between = ((edges[1:] + edges[:-1]) / 2).tolist()
-        points = [(i, t) for i in range(n) for t in (*between, times[i])]
-        values = gradient_field(
-            stage,
-            result.states[0],
-            result.costates[-1],
-            [blocks[i].weights for i, _ in points],
-            [t for _, t in points],
-        )
-        for (i, t), value in zip(points, values, strict=True):
-            quantity = "field at its own time" if t == times[i] else "field"
-            add(quantity, float(value), i, blocks[i].particle, t)
+        field = None
+        if with_field:
+            points = [(i, t) for i in range(n) for t in (edges[1:] + edges[:-1]) / 2]
+            weights, where = [blocks[i].weights for i, _ in points], [t for _, t in points]
+            x, cotangent = result.states[0], result.costates[-1]
+            field = gradient_field(stage, x, cotangent, weights, where)
+            for (i, t), value in zip(points, field, strict=True):
+                add("field", float(value), i, blocks[i].particle, float(t))
+            field = field.reshape(n, -1)
         found.append(
             {
                 "name": stage.name,
@@ -118,7 +118,8 @@ def _measure(
                 "gradients": gradients,
                 "edges": edges,
                 "times": times,
-                "field": values.reshape(n, -1),
+                "field": field,
+                "own": result.steps,
                 "directions": [-float(result.times[block.particle]) for block in blocks],
                 "moves": bool(stage.times.trainable),
                 "errors": _reconstructions(rows, label, stage, result.states[0], result),
@@ -238,13 +239,11 @@ def _backwards(
 def _field(axes: Any, stage: dict[str, Any]) -> None:
     for place, values in enumerate(stage["field"]):
         colour = f"C{place % 10}"
-        axes.stairs(
-            values[:-1], stage["edges"], baseline=None, color=colour, label=f"block {place + 1}"
-        )
+        axes.stairs(values, stage["edges"], baseline=None, color=colour, label=f"block {place + 1}")
         marker = "o"
         if stage["moves"]:
             marker = ">" if stage["directions"][place] > 0 else "<"
-        axes.plot(stage["times"][place], values[-1], marker, color=colour, markersize=9)
+        axes.plot(stage["times"][place], stage["own"][place], marker, color=colour, markersize=9)
     axes.axhline(0, color="grey", linewidth=0.5)
     if stage["moves"]:
         axes.plot([], [], "k>", label="own time, and where\ndescent moves it")
