@@ -126,6 +126,7 @@ def test_stationary_starts_stay_and_a_zero_output_does_not():
     assert [run.start for run in runs] == list(starts)
 
 
+@pytest.mark.once_on_torch
 def test_the_loss_falls_with_the_number_of_blocks():
     problems = [sphere(6, 2, seed=seed) for seed in (0, 1)]
     network = {"mean-field": Network(learning_rate=0.01)}

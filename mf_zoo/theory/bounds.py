@@ -45,7 +45,7 @@ class Constants:
     ...     np.full(n, 2.0), unknown[0], unknown[0], unknown[1], unknown[1]
     ... )
     >>> lower, upper = mf_zoo.theory.costate_bounds(known, steps=np.full(n, 0.125))
-    >>> lower[0], upper[0]  # (3 / 4)^4 and (5 / 4)^4
+    >>> float(lower[0]), float(upper[0])  # (3 / 4)^4 and (5 / 4)^4
     (0.31640625, 2.44140625)
     """
 

@@ -102,7 +102,7 @@ def image_problem(
 
     >>> images, labels = mf_zoo.data.sample("cifar10")
     >>> problem = mf_zoo.theory.image_problem(images, labels)
-    >>> problem.x.shape, problem.y.sum()
+    >>> problem.x.shape, float(problem.y.sum())
     ((16, 4), 0.0)
     """
     rng = np.random.default_rng(seed)
