@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-SAMPLES = 4  # sets of blocks for each number of them
+SAMPLES = 3  # sets of blocks for each number of them
 COUNTS = 8  # numbers of blocks, at most
 STATISTICS = 500  # images to estimate them on, at most
 
