@@ -209,9 +209,7 @@ def test_a_linear_stage_converges_to_the_matrix_exponential():
     assert found[-1].error == 0 and np.isnan(found[-1].change) and np.isnan(found[-2].order)
 
 
-@pytest.mark.parametrize(
-    ("kind", "rule"), [("basic", "linear"), ("pre-activation", "split"), ("basic", "split")]
-)
+@pytest.mark.parametrize(("kind", "rule"), [("basic", "linear"), ("pre-activation", "split")])
 def test_a_refined_model_gives_what_is_measured(kind, rule):
     model = randomized(small(kind, horizon=1.5))
     images = np.random.default_rng(1).uniform(size=(2, 32, 32, 3)).astype("float32")
