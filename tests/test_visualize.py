@@ -125,15 +125,13 @@ def _column(table, i):
 def test_every_format_of_a_history_gives_the_same_picture(tmp_path):
     for kind, history in _formats(tmp_path).items():
         history = list(history) if kind == "generator" else history
-        for stage, n in (("a", 3), ("b", 2)):
-            ax = visualize.times(history, stage)
-            assert _lines(ax) == [_line(_column(TIMES[stage], i)) for i in range(n)], kind
-            ax = visualize.depth_order(history, stage)
-            assert _lines(ax) == [_line(_column(RANKS[stage], i)) for i in range(n)], kind
-            ax = visualize.step_sizes(history, stage, quadrature="backward")
-            assert _lines(ax) == [_line(_column(STEPS[stage], i)) for i in range(n)], kind
-            (line,) = _lines(visualize.swaps(history, stage))
-            assert line == _line(np.cumsum(SWAPS[stage])), kind
+        for draw, table in ((visualize.times, TIMES), (visualize.depth_order, RANKS)):
+            assert _lines(draw(history, "a")) == [_line(_column(table["a"], i)) for i in range(3)]
+        ax = visualize.step_sizes(history, quadrature="backward", legend=False)
+        expected = [_line(_column(STEPS["a"], i)) for i in range(3)]
+        assert _lines(ax) == [*expected, *(_line(_column(STEPS["b"], i)) for i in range(2))], kind
+        (line,) = _lines(visualize.swaps(history, "b"))
+        assert line == _line([0, 0, 1, 2, 2]), kind
         (line,) = _lines(visualize.swaps(history))
         assert line == _line([0, 1, 4, 7, 9]), kind
 
@@ -227,7 +225,7 @@ _HISTORIES = st.integers(1, 5).flatmap(
 
 @once
 @given(_HISTORIES, st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_swaps_and_steps_of_any_history(orders, data):
     n = len(orders[0])
     grid = data.draw(st.permutations([0.25 * k for k in range(1, 9)]))[:n]
@@ -242,8 +240,6 @@ def test_swaps_and_steps_of_any_history(orders, data):
     assert stage.swaps().tolist() == [0, *expected]
     np.testing.assert_array_equal(stage.ranks, orders)
     np.testing.assert_allclose(stage.steps.sum(1), max(grid))  # backward: up to the last time
-    (line,) = visualize.swaps(wide).get_lines()
-    assert line.get_ydata()[-1] == sum(expected)
 
 
 # --- Lines over the training -----------------------------------------------------------------
