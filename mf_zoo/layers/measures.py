@@ -114,9 +114,10 @@ def linear(measure: Measure, count: int) -> Resampling:
     """Equal steps, with the weights linear in time between neighbours.
 
     The weights of a particle are those at the middle of its cell; before the first middle and after
-    the last they are constant. Second order in the steps where the weights are smooth in time,
-    which those of a trained network need not be: an average of two blocks whose channels mean
-    different things does what neither does. Only the sum of all steps is kept.
+    the last they are constant. Where the weights are smooth in time they are kept to second order
+    in the steps (Euler's method stays of first order). Those of a trained network need not be
+    smooth: an average of two blocks whose channels mean different things does what neither does.
+    Only the sum of all steps is kept.
 
     Source: as `constant`, with the basis of piecewise linear functions.
 
