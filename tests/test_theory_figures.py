@@ -28,7 +28,7 @@ def picture(monkeypatch):
     pytest.importorskip("matplotlib")
 
     def put(name, draw):
-        about = f"About {name}.\n\nMore of it."
+        about = f"About\n{name}.\n\nMore of it."
         module = types.ModuleType(f"mf_zoo.theory.figures.{name}", about)
         module.draw = draw
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -4,7 +4,7 @@ python -m mf_zoo.theory.figures --output figures/
 
 A picture is a module here with a function `draw(figure, inputs)`, which draws into an empty figure
 and returns the numbers that it drew, a row each. They are written to `<picture>.png` and
-`<picture>.csv`; `figures.json` says of each what it was made from. The first line of the module's
+`<picture>.csv`; `figures.json` says of each what it was made from. The first paragraph of the module's
 docstring is its caption.
 """
 
@@ -136,7 +136,8 @@ def _draw(name: str, inputs: sources.Inputs, folder: Path) -> str:
     _check_rows(name, rows)
     pictures.save(figure, folder / f"{name}.png")
     files.write_rows(folder / f"{name}.csv", rows, list(rows[0]))
-    return (inspect.getdoc(module) or name).partition("\n")[0].rstrip(".")
+    caption = (inspect.getdoc(module) or name).partition("\n\n")[0]
+    return " ".join(caption.split()).rstrip(".")
 
 
 def _check_rows(name: str, rows: Sequence[dict[str, Any]]) -> None:
