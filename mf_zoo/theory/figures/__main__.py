@@ -4,8 +4,8 @@ python -m mf_zoo.theory.figures --output figures/
 
 A picture is a module here with a function `draw(figure, inputs)`, which draws into an empty figure
 and returns the numbers that it drew, a row each. They are written to `<picture>.png` and
-`<picture>.csv`; `figures.json` says of each what it was made from. The first paragraph of the module's
-docstring is its caption.
+`<picture>.csv`; `figures.json` says of each what it was made from. The first paragraph of the
+module's docstring is its caption.
 """
 
 import argparse
