@@ -28,8 +28,8 @@ def picture(monkeypatch):
     pytest.importorskip("matplotlib")
 
     def put(name, draw):
-        module = types.ModuleType(f"mf_zoo.theory.figures.{name}", "Of the module.")
-        draw.__module__ = module.__name__
+        about = f"About\n{name}.\n\nMore of it."
+        module = types.ModuleType(f"mf_zoo.theory.figures.{name}", about)
         module.draw = draw
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -37,10 +37,6 @@ def picture(monkeypatch):
 
 
 def _arrow(figure, inputs):
-    """An arrow.
-
-    More about it.
-    """
     figure.subplots().plot([0, 1], [0, len(inputs.images)])
     return [{"x": 0, "y": 0}, {"x": 1, "y": len(inputs.images)}]
 
@@ -72,13 +68,13 @@ def test_each_picture_is_written_with_its_numbers_and_what_it_was_made_from(
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert [line.split()[0] for line in lines] == ["adjoint", "minima"]  # in the order of the list
-    assert [line.split(" s  ")[1] for line in lines] == ["An arrow", "Of the module"]
+    assert [line.split(" s  ")[1] for line in lines] == ["About adjoint", "About minima"]
     assert said.err == ""
 
     records = json.loads((out / "figures.json").read_text())
     assert list(records) == ["adjoint", "minima"]
     record = records["adjoint"]
-    assert record["caption"] == "An arrow" and record["seconds"] >= 0
+    assert record["caption"] == "About adjoint" and record["seconds"] >= 0
     assert (record["images"], record["train_images"]) == (200, 200)
     assert record["networks"] == {
         "MFResNet20": "MFResNet20:cifar10",

@@ -4,7 +4,8 @@ python -m mf_zoo.theory.figures --output figures/
 
 A picture is a module here with a function `draw(figure, inputs)`, which draws into an empty figure
 and returns the numbers that it drew, a row each. They are written to `<picture>.png` and
-`<picture>.csv`; `figures.json` says of each what it was made from.
+`<picture>.csv`; `figures.json` says of each what it was made from. The first paragraph of the
+module's docstring is its caption.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,19 +130,14 @@ def _draw(name: str, inputs: sources.Inputs, folder: Path) -> str:
     """Draws one picture and writes its two files; returns its caption."""
     from mf_zoo.visualize import pictures
 
-    draw = importlib.import_module(f"mf_zoo.theory.figures.{name}").draw
+    module = importlib.import_module(f"mf_zoo.theory.figures.{name}")
     figure = pictures.new_figure()
-    rows = draw(figure, inputs)
+    rows = module.draw(figure, inputs)
     _check_rows(name, rows)
     pictures.save(figure, folder / f"{name}.png")
     files.write_rows(folder / f"{name}.csv", rows, list(rows[0]))
-    return _caption(draw)
-
-
-def _caption(draw: Callable[..., Any]) -> str:
-    """The first line of a picture's docstring: of `draw`, or else of its module."""
-    text = inspect.getdoc(draw) or inspect.getdoc(sys.modules[draw.__module__]) or ""
-    return text.partition("\n")[0].rstrip(".")
+    caption = (inspect.getdoc(module) or name).partition("\n\n")[0]
+    return " ".join(caption.split()).rstrip(".")
 
 
 def _check_rows(name: str, rows: Sequence[dict[str, Any]]) -> None:
