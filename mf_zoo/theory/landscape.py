@@ -150,6 +150,8 @@ class Network:
     noise_temperature: float = 0.0
 
 
+# Rates were chosen on the problems of the picture `minima`, by the final loss, with more tries for
+# the mean-field network than for the others: comparisons between kinds are no ranking.
 NETWORKS = {
     "mean-field": Network(),
     "mean-field, noise": Network(noise_temperature=1e-3),

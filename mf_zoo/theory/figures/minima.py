@@ -61,7 +61,7 @@ def draw(figure: "Figure", inputs: "Inputs") -> list[dict[str, Any]]:
     for part, (name, title) in zip(axes, titles.items(), strict=False):
         _draw_problem(part, [run for run in runs if run.problem == name])
         samples, dimension = problems[name][0].x.shape
-        part.set_title(f"{title}: {samples} samples in {dimension} dimensions")
+        part.set_title(f"{title}:\n{samples} samples in {dimension} dimensions")
     axes[0].legend(fontsize=8)
     _draw_starts(axes[2], starts)
     shown = [("particles", run) for run in runs] + [("starts", run) for run in starts]
@@ -109,5 +109,5 @@ def _draw_starts(axes: Any, runs: list[landscape.Run]) -> None:
     axes.set_xticks(range(len(landscape.STARTS)), landscape.STARTS)
     axes.set_xlabel("initial weights")
     axes.set_ylabel("mean squared error")
-    axes.set_title(f"Bad places to start from: {runs[0].particles} blocks of ReLUs, sphere")
+    axes.set_title(f"Bad places to start from:\n{runs[0].particles} blocks of ReLUs, sphere")
     axes.legend(fontsize=8)
