@@ -265,6 +265,7 @@ def test_batches_of_every_kind_and_logits_give_the_same():
         np.testing.assert_allclose([gap.loss, gap.ratio], [whole.loss, whole.ratio], rtol=1e-3)
 
 
+@pytest.mark.once_on_torch
 @pytest.mark.parametrize("kind", ["basic", "pre-activation"])
 def test_networks_of_the_zoo_in_both_modes(kind):
     images, labels = mf_zoo.data.sample("cifar10")
