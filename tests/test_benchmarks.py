@@ -20,9 +20,12 @@ from benchmarks import (
     deployment,
     depth_transfer,
     grouped_convolution,
+    growth,
     harness,
     integrators,
+    lesions,
     memory,
+    peers,
     torch_step,
     train_step,
     tuning,
@@ -696,3 +699,35 @@ def test_integrators_of_a_trained_network_are_compared_with_eulers_method(
     for name in ("midpoint", "heun"):
         distances = [float(rows[parts, "estimated", name]["distance"]) for parts in "12"]
         assert distances[1] < distances[0]
+
+
+@pytest.mark.once
+def test_the_tables_of_growth_lesions_and_peers():
+    run = {"model": "MFResNet32", "epochs": "20", "state": "finished", "multiply_adds": "2e12"}
+    rows = [
+        {**run, "overrides": "epochs=20 ladder=ResNet20:10", "test_error": "31.9"},
+        {**run, "overrides": "epochs=20 ladder=ResNet20:10", "test_error": "33.1"},
+        {**run, "overrides": "epochs=16", "epochs": "16", "test_error": "30.0"}
+        | {"multiply_adds": "1.96e12"},
+        {**run, "overrides": "epochs=20 until=10", "test_error": "70.0"},
+        {**run, "overrides": "epochs=20", "test_error": "", "state": "waiting"},
+    ]
+    assert growth.table(rows).splitlines()[2:] == [
+        "| MFResNet32 | 16 |  | 2.0 | 30.0 | 30.0 | 1 |",
+        "| MFResNet32 | 20 | 10 at the depth of ResNet20 | 2.0 | 31.9, 33.1 | 32.5 | 2 |",
+    ]
+    network = {"model": "ResNet20", "weights": "cifar10", "statistics": "trained"}
+    rows = [
+        {**network, "change": "lesion", "where": where, "error": error}
+        for where, error in (("", "8.5"), ("1.1", "20.5"), ("1.2", "10.5"))
+    ]
+    rows.append({**network, "change": "shuffle", "where": "0", "error": "8.5"})
+    assert lesions.table(rows, "lesion").splitlines() == [
+        "| network | weights | statistics | whole | 1.1 | 1.2 | mean rise |",
+        "|---|---|---|---:|---:|---:|---:|",
+        "| ResNet20 | cifar10 | trained | 8.5 | 20.5 | 10.5 | 7.0 |",
+    ]
+    row = {"file": "a.th", "network": "ResNet20", "published": "8.27", "plain": "8.270000"}
+    assert peers.table([{**row, "mean_field": "8.2700001"}]).endswith(
+        '| a.th | `ResNet20(shortcut="identity")` | 8.27 | 8.27 | 8.27 |'
+    )

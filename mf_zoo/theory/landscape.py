@@ -43,10 +43,11 @@ class Problem:
 def sphere(samples: int = 16, dimension: int = 4, seed: int = 0) -> Problem:
     """Distinct points on a sphere with generic targets: what the theory's assumption covers.
 
-    The theorem that every local minimum is global asks for inputs and targets in a compact set, and
-    for residual functions whose kernel is universal: the features of distinct inputs are then
-    linearly independent. So inputs are independent and uniform on the unit sphere, hence distinct,
-    and targets independent and uniform on [-1, 1]: no rule is to be found, only to be memorised.
+    The theorem that every local minimum is global assumes that the loss 0 can be reached, which a
+    universal approximation property gives. On finitely many points it asks that they be distinct
+    where their targets are. So inputs are independent and uniform on the unit sphere, hence
+    distinct, and targets independent and uniform on [-1, 1]: no rule is to be found, only to be
+    memorised.
 
     Args:
         samples: Number of points.
@@ -56,8 +57,8 @@ def sphere(samples: int = 16, dimension: int = 4, seed: int = 0) -> Problem:
     Returns:
         A `Problem`, whose seed is the same.
 
-    Source: the assumptions of Lu, Ma, Lu, Lu, Ying, *A Mean-field Analysis of Deep ResNet and
-    Beyond*, ICML 2020, arXiv 2003.05508.
+    Source: the zero-loss assumption of Lu, Ma, Lu, Lu, Ying, *A Mean-field Analysis of Deep ResNet
+    and Beyond*, ICML 2020, arXiv 2003.05508; the points are ours.
 
     Example:
 
@@ -334,7 +335,7 @@ def minima(
         ValueError: If problems differ in size, or for an unknown start.
 
     Source: Lu, Ma, Lu, Lu, Ying, *A Mean-field Analysis of Deep ResNet and Beyond*, ICML 2020,
-    arXiv 2003.05508: every local minimum of the limit is global.
+    arXiv 2003.05508: every local minimizer of the continuum limit is global.
 
     Example:
 

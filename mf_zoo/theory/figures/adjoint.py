@@ -41,6 +41,7 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
         A row for each number: `network`, `stage`, `quantity`, `place` in depth, `particle`, `time`
         and `value`.
     """
+    figure.set_size_inches(13, 7.5)
     rows: list[dict[str, Any]] = []
     first = next(iter(inputs.networks))
     measured = {

@@ -26,6 +26,7 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
     """
     from mf_zoo import theory
 
+    figure.set_size_inches(11, 4.6)
     alone, several = figure.subplots(1, 2, width_ratios=(3, 2))
     rows: list[dict[str, Any]] = []
     labels: list[str] = []

@@ -21,6 +21,7 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
     """
     from mf_zoo import theory
 
+    figure.set_size_inches(11, 4.6)
     single, total, exact = figure.subplots(1, 3)
     rows: list[dict[str, Any]] = []
     for i, (name, model) in enumerate(inputs.networks.items()):

@@ -24,6 +24,7 @@ def draw(figure: Any, inputs: Any) -> list[dict[str, Any]]:
     from mf_zoo import layers, theory
     from mf_zoo.layers.orders import largest_distance
 
+    figure.set_size_inches(11, 4.6)
     whole, alone = figure.subplots(1, 2)
     markers = "osD^vPX"
     rows: list[dict[str, Any]] = []
