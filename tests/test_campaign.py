@@ -26,6 +26,7 @@ from mf_zoo.errors import UserError
 from mf_zoo.training import RECIPES, campaign, get_recipe
 from mf_zoo.training.campaign import driver
 from mf_zoo.training.campaign import file as campaign_file
+from mf_zoo.training.recipes import fields
 
 HERE = pathlib.Path(__file__).parent
 
@@ -290,7 +291,24 @@ def test_the_campaign_of_settings_changes_one_value_at_a_time_on_held_out_images
         "batch_size",
         "learning_rate",
         "label_smoothing",
+        "ema_momentum",
+        "alternating_flip",
     }
+
+
+@pytest.mark.once
+def test_the_campaign_of_the_mean_field_changes_one_thing_at_a_time_on_held_out_images():
+    path = HERE.parent / "benchmarks" / "campaigns" / "cifar10-mean-field.toml"
+    found = [run.settings for run in campaign.load_campaign(path).runs]
+    assert {(one.model, one.holdout, one.seed) for one in found} == {("MFResNet32", 5000, 0)}
+    plain = get_recipe("quick", epochs=10)
+    changed = [
+        {name for name in fields("stage", "times") if getattr(recipe, name) != getattr(plain, name)}
+        for recipe in (one.recipe for one in found)
+    ]
+    # With a horizon of its own the gradients of particles are scaled, as the limit asks for.
+    assert all(len(names) <= 1 or names == {"horizon", "mean_field_scaling"} for names in changed)
+    assert changed.count(set()) == 1
 
 
 @pytest.mark.once

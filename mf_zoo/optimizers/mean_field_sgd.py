@@ -54,7 +54,10 @@ class MeanFieldSGD(_SGD):
     **Mean-field scaling.** The loss is a function of the measure `rho = 1/n sum_i delta_i`; each
     particle's gradient is of size `T/n`. Multiplied by `n/T` it is the velocity of the Wasserstein
     gradient flow, and a learning rate means the same at every depth. With the default horizon
-    `T = n` there is nothing to multiply.
+    `T = n` there is nothing to multiply. (By the rule `"backward"` the gradient of a time is the
+    difference of what two neighbours do, and of size `T/n` only where neighbours are alike. Else
+    multiplied times move the faster the more there are: `time_learning_rate_multiplier=T / n` takes
+    it back.)
 
     **Noise** makes it the flow of the loss plus `noise_temperature` times the negative entropy of
     the measure. It enters through the gradient,

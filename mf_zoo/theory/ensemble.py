@@ -172,7 +172,6 @@ def _twin_of_stage(stage: MeanFieldStage, share: bool) -> ShallowStage:
             f"Received: {stage.name!r}, which has not been built"
         )
     config = {**stage.get_config(), "integrator": "euler"}
-    config.pop("gradient", None)  # how a deep stage is differentiated is nothing to a shallow one
     twin = ShallowStage.from_config(config)
     if share:
         twin.share(stage)
