@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 import numpy as np
+import pytest
 
 from mf_zoo import applications
 from mf_zoo.applications.architectures import Stem
@@ -20,6 +21,11 @@ SMALL = {
     "pre-activation bottleneck": preact_resnet.bottleneck_resnet(20),
     "ResNeXt": dataclasses.replace(resnext.resnext29(4, 4), filters=(16, 32, 64), stem=Stem(16)),
 }
+# The kinds as parameters of tests. What is built of layers of Keras alone is tested on one backend.
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.once_on_torch) if "identity" in kind else kind
+    for kind in SMALL
+]
 
 
 def zoo(pattern="*"):

@@ -318,6 +318,7 @@ def test_mixed_precision(policy):
         assert np.linalg.norm(got - want) < 0.3 * np.linalg.norm(want)
 
 
+@pytest.mark.once_on_torch
 def test_a_contraction_can_be_undone():
     """Stepping backwards is off by the square of a step, iterations by its powers."""
     x = normal(8, 3)

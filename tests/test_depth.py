@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
-from networks import SMALL, outputs, randomized, small
+from networks import KINDS, outputs, randomized, small
 
 from mf_zoo import applications, data, depth
 from mf_zoo.layers import BasicBlock, MeanFieldStage, measures, stages
@@ -197,7 +197,7 @@ def _gains(model):
 
 
 @ONCE_ON_TORCH
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_block_is_refined_and_coarsened(kind):
     model = randomized(small(kind), 4)
     before = model.get_weights()

@@ -110,6 +110,7 @@ def test_a_step_of_training_is_one_of_the_two_layer_network():
         np.testing.assert_allclose(new.weights[1], old.weights[1] - 0.5 * gradient, atol=1e-5)
 
 
+@pytest.mark.once_on_torch
 def test_a_copy_is_trained_and_recalibrated_beside_its_source():
     images, _ = mf_zoo.data.sample("cifar10")
     model = randomized(small("basic"))
@@ -242,6 +243,7 @@ def test_the_ratio_goes_to_one_as_the_horizon_goes_to_zero():
     assert np.all(found[2] < 0.02)
 
 
+@pytest.mark.once_on_torch
 def test_batches_of_every_kind_and_logits_give_the_same():
     model = _model(_stage(2))
     labels = np.array([0, 1, 2, 2, 1, 0])

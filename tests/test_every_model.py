@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from networks import SMALL, small, zoo
+from networks import KINDS, SMALL, small, zoo
 
 from mf_zoo import applications, chains, data
 from mf_zoo.layers import stages
@@ -45,7 +45,7 @@ def network(request):
     return request.param, applications.get(request.param)()
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     """A kind of block, and a small network of it."""
     return request.param, small(request.param)

@@ -284,6 +284,7 @@ def convolutional(**arguments):
     return model, images, rng.integers(0, 3, 12)
 
 
+@pytest.mark.once_on_torch
 def test_statistics_estimated_anew_for_a_lesion():
     """A block whose last scale and shift are 0 is missing as well."""
     model, images, labels = convolutional()
@@ -304,6 +305,7 @@ def test_statistics_estimated_anew_for_a_lesion():
     same(found, (100 * (1 - accuracy), loss), rel=1e-4)
 
 
+@pytest.mark.once_on_torch
 def test_mixed_precision():
     model, images, labels = convolutional()
     mixed, _, _ = convolutional(dtype="mixed_bfloat16")
@@ -469,6 +471,7 @@ def test_paths_of_equal_blocks_in_closed_form():
     assert np.isnan(none.path_norm).all()
 
 
+@pytest.mark.once_on_torch
 def test_paths_of_a_convolutional_network_add_up_to_its_gradient():
     model, images, labels = convolutional()
     before = values(model)

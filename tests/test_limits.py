@@ -386,6 +386,7 @@ def test_the_exponent_tells_smooth_from_random():
             theory.depth_exponent(*wrong)
 
 
+@pytest.mark.once_on_torch
 def test_mixed_precision_is_measured_in_float32():
     results = []
     for policy in ("float32", "mixed_bfloat16"):

@@ -47,7 +47,10 @@ def test_variables_of_a_layer_and_no_change_of_statistics():
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("name", ["MFResNet20", "PreActResNet110"])
+@pytest.mark.parametrize(
+    "name",
+    ["MFResNet20", pytest.param("PreActResNet110", marks=pytest.mark.once_on_torch)],
+)
 def test_the_parts_of_a_network_make_the_network(name):
     model = getattr(mf_zoo.applications, name)(weights=None)
     parts = segments.cut(model)
