@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -546,6 +547,7 @@ def test_a_killed_training_is_resumed_without_double_rows(when, tmp_path):
     # Two epochs are whole; of the third there is nothing, all, or a row and a half.
     assert len(text.splitlines()) == 1 + 3 * 5 + {"step": 0, "rows": 5, "row": 2}[when]
     assert text.endswith("\n") == (when != "row")
+    time.sleep(1.1)  # TensorBoard orders its files by the second in which they were begun
     recorder, _ = record_run.main(tmp_path)
     assert _rows(path) == recorder.rows == _recorded()
     _check_logs(tmp_path / "logs")
