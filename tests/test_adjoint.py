@@ -149,6 +149,7 @@ def test_a_linear_stage_by_hand():
     np.testing.assert_allclose(found.times, of_times, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.once_on_torch
 def test_frozen_parts_have_no_gradient():
     stage = make()
     stage.template().dense.trainable = False
@@ -157,6 +158,7 @@ def test_frozen_parts_have_no_gradient():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch says what lives")
+@pytest.mark.once_on_torch
 def test_the_inside_of_one_block_lives_at_a_time(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     from benchmarks.live_memory import peak_bytes
@@ -177,6 +179,7 @@ def test_the_inside_of_one_block_lives_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("ending", ["softmax", None])
+@pytest.mark.once_on_torch
 def test_the_stages_of_a_model(ending, training):
     inputs = keras.Input((8, 8, 2))
     x = layers.Conv2D(3, 3, activation="relu")(layers.Rescaling(0.5)(inputs))
@@ -203,6 +206,7 @@ def test_the_stages_of_a_model(ending, training):
 
 
 @pytest.mark.parametrize("options", [{}, {"integrator": "heun"}, {"reorder": False}])
+@pytest.mark.once_on_torch
 def test_the_field_at_its_own_point_is_the_derivative_of_the_step(options):
     stage = make(quadrature="midpoint", activation="relu", **options)
     x, cotangent = normal(6, 3), normal(6, 3, seed=1)
@@ -213,6 +217,7 @@ def test_the_field_at_its_own_point_is_the_derivative_of_the_step(options):
     np.testing.assert_allclose(field, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.once_on_torch
 def test_the_gradient_of_the_field_times_the_step_is_that_of_the_particle():
     """By hand: `F = <q, tanh(x W + b)>`, `q` the costate before the activation."""
     stage = make(activation="relu")
@@ -338,6 +343,7 @@ def test_a_contraction_can_be_undone():
     assert errors(8, 1)[-1] == 0
 
 
+@pytest.mark.once_on_torch
 def test_what_a_relu_cut_off_does_not_come_back():
     """`0.5 - 1` is cut to 0, and back to `0 + 1`."""
     block = layers.Dense(
@@ -350,6 +356,7 @@ def test_what_a_relu_cut_off_does_not_come_back():
         np.testing.assert_allclose(found.errors[0], 1.0)
 
 
+@pytest.mark.once_on_torch
 def test_gradients_at_reconstructed_states():
     stage = make(times=np.linspace(0.125, 1, 8).tolist(), horizon=1.0)
     x, cotangent = normal(6, 3), normal(6, 3, seed=1)

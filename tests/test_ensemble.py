@@ -65,11 +65,13 @@ def test_the_twin_is_the_sum_over_the_blocks_by_hand():
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.once_on_torch
 def test_the_twin_of_a_single_block_is_the_stage(activation):
     stage = _stage(1, activation=activation)
     np.testing.assert_array_equal(_numpy(shallow_twin(stage)(X)), _numpy(stage(X)))
 
 
+@pytest.mark.once_on_torch
 def test_the_outputs_differ_by_the_square_of_the_horizon():
     """The terms that the ensemble leaves out are products of two residual functions and more."""
     gaps = []
@@ -96,6 +98,7 @@ def test_a_twin_has_the_variables_of_its_source():
     assert not np.array_equal(outputs, _numpy(model(X)))
 
 
+@pytest.mark.once_on_torch
 def test_a_step_of_training_is_one_of_the_two_layer_network():
     """One step of gradient descent on the twin, by the formula for the outer factors."""
     stage = _stage(2, train_times=False)
@@ -133,6 +136,7 @@ def test_a_copy_is_trained_and_recalibrated_beside_its_source():
     assert sum(moved) == 4  # mean and variance of two BatchNormalizations
 
 
+@pytest.mark.once_on_torch
 def test_in_training_mode_a_block_normalises_the_input_of_the_stage():
     """Two blocks of BatchNormalization alone: their statistics become those of `X(0)`."""
     block = keras.layers.BatchNormalization(momentum=0.0, epsilon=1e-6)
@@ -147,6 +151,7 @@ def test_in_training_mode_a_block_normalises_the_input_of_the_stage():
     np.testing.assert_array_equal(stage.blocks()[0].weights[2], np.zeros(4))
 
 
+@pytest.mark.once_on_torch
 def test_twins_are_saved_and_loaded(tmp_path):
     model = _model(_stage(2, activation="relu", initial_times=[1.5, 0.5]))
     twin = shallow_twin(model)
@@ -157,6 +162,7 @@ def test_twins_are_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(_numpy(loaded(X)), expected)
 
 
+@pytest.mark.once_on_torch
 def test_a_twin_of_frozen_parts_and_other_arguments():
     stage = _stage(2, integrator="heun", remat=True)
     stage.template().trainable = False
@@ -167,12 +173,14 @@ def test_a_twin_of_frozen_parts_and_other_arguments():
     np.testing.assert_allclose(_numpy(twin(X)), _numpy(shallow_twin(plain)(X)), atol=1e-6)
 
 
+@pytest.mark.once_on_torch
 def test_a_sequential_model_has_a_twin():
     model = keras.Sequential([keras.Input((4,)), _stage(2), keras.layers.Dense(1)])
     expected = _numpy(model.layers[1](shallow_twin(model.layers[0])(X)))
     np.testing.assert_allclose(_numpy(shallow_twin(model)(X)), expected, atol=1e-6)
 
 
+@pytest.mark.once_on_torch
 def test_what_has_no_twin():
     unbuilt = MeanFieldStage(ResidualUnit(1), 2)
     with pytest.raises(ValueError, match=r"has been built.*Received: .*not been built"):
@@ -232,6 +240,7 @@ def test_the_gap_is_that_of_gradients_by_hand():
     np.testing.assert_allclose(rows[-1]["ratio"], stage_gap.ratios[-1])
 
 
+@pytest.mark.once_on_torch
 def test_the_ratio_goes_to_one_as_the_horizon_goes_to_zero():
     y = np.ones((6, 3), "float32")
     found = []
@@ -291,6 +300,7 @@ def test_mixed_precision_is_close_to_single():
     np.testing.assert_allclose(rounded.ratios, exact.ratios, rtol=0.05)
 
 
+@pytest.mark.once_on_torch
 def test_what_a_gap_cannot_be_measured_of():
     stage = _stage(2)
     model = _model(stage)
@@ -307,6 +317,7 @@ def test_what_a_gap_cannot_be_measured_of():
         gradient_gap(model, X, X[:, :3], "mse")
 
 
+@pytest.mark.once_on_torch
 def test_the_log_of_a_training_measures_at_its_steps():
     y = np.ones((6, 3), "float32")
     first = gradient_gap(_model(_stage(2)), X, y, "mse")
@@ -321,6 +332,7 @@ def test_the_log_of_a_training_measures_at_its_steps():
     np.testing.assert_allclose(log.rows[-1]["loss"], last.loss, rtol=1e-5)
 
 
+@pytest.mark.once_on_torch
 def test_constants_of_a_stage_by_hand():
     stage = MeanFieldStage(ResidualUnit(2), 1, horizon=0.5)
     stage.build((None, 2))
@@ -349,6 +361,7 @@ def test_constants_of_a_stage_by_hand():
     horizon=st.floats(0.01, 3),
     unit=st.sampled_from(["tanh", "sigmoid", "relu", "linear"]),
 )
+@pytest.mark.once_on_torch
 def test_the_bounds_hold(seed, n, horizon, unit):
     stage = _stage(n, horizon, unit=unit, seed=seed)
     rng = np.random.default_rng(seed)

@@ -132,6 +132,7 @@ def test_lesions_by_hand(folded, softmax):
     unchanged(model, before)
 
 
+@pytest.mark.once_on_torch
 def test_lesions_where_the_order_is_that_of_storage():
     """Without `reorder` the block at depth `l` has the `l`-th step."""
     model = affine(PARTS, initial_times=TIMES, reorder=False)
@@ -142,6 +143,7 @@ def test_lesions_where_the_order_is_that_of_storage():
         same(one, by_hand(run([0, 1, 2], steps)))
 
 
+@pytest.mark.once_on_torch
 def test_without_any_block_the_network_is_what_lies_between_the_stages():
     model = affine([*PARTS, *PARTS], sizes=(2, 4))
     (one,) = lesion(model, X, Y, loss=LOGITS, count=6, samples=1)
@@ -152,6 +154,7 @@ def test_without_any_block_the_network_is_what_lies_between_the_stages():
     same(one, by_hand(X))
 
 
+@pytest.mark.once_on_torch
 def test_the_activation_remains_where_a_block_is_missing():
     model = affine([(1.0, 0.0), (1.0, 0.0)], activation="relu")
     found = lesion(model, X, Y, loss=LOGITS, count=[1, 2], samples=1)
@@ -159,6 +162,7 @@ def test_the_activation_remains_where_a_block_is_missing():
     same(found[1], by_hand(np.maximum(X, 0)))
 
 
+@pytest.mark.once_on_torch
 def test_random_sets_of_blocks():
     model = affine([*PARTS, *PARTS], sizes=(2, 4))
     found = lesion(model, X, Y, loss=LOGITS, count=[0, 2], samples=40, seed=3)
@@ -172,6 +176,7 @@ def test_random_sets_of_blocks():
     assert [one.blocks for one in again] != [one.blocks for one in other]
 
 
+@pytest.mark.once_on_torch
 def test_all_orders_by_hand_with_steps_that_move_along():
     model = affine(PARTS, initial_times=TIMES)
     before = values(model)
@@ -204,6 +209,7 @@ def test_reversed_times_make_the_reversed_order():
     same(one, by_hand(4 * ops.convert_to_numpy(model(X))[:, 1:]))
 
 
+@pytest.mark.once_on_torch
 def test_one_stage_is_shuffled():
     model = affine([*PARTS, *PARTS], sizes=(2, 4))
     found = shuffle(model, X, Y, stage="stage2", samples=3, loss=LOGITS)
@@ -212,6 +218,7 @@ def test_one_stage_is_shuffled():
     assert [one.orders[1] for one in found[-3:]] == [(3, 2, 1, 0)] * 3
 
 
+@pytest.mark.once_on_torch
 def test_it_is_compiled_once():
     model = affine(PARTS, counted=True)
     evaluate = interventions.Evaluator(model, X, Y, 4, LOGITS)
@@ -224,6 +231,7 @@ def test_it_is_compiled_once():
         assert Counted.calls == calls
 
 
+@pytest.mark.once_on_torch
 def test_an_error_leaves_everything_as_it_was(monkeypatch):
     model = affine(PARTS, initial_times=TIMES, counted=True)
     before = values(model)
@@ -251,6 +259,7 @@ class Data(keras.utils.PyDataset):
         return X[2 * index : 2 * index + 2], Y[2 * index : 2 * index + 2, None]
 
 
+@pytest.mark.once_on_torch
 def test_data_in_batches():
     model = affine(PARTS)
     expected = lesion(model, X, Y, loss=LOGITS)
@@ -318,6 +327,7 @@ def test_mixed_precision():
     assert mf_zoo.theory.path_lengths(mixed, images, labels).share.sum() == pytest.approx(1)
 
 
+@pytest.mark.once_on_torch
 def test_messages():
     model = affine(PARTS)
     with pytest.raises(ValueError, match=r"`count` must be .* from 0 to 3\. Received: count=4"):
@@ -454,6 +464,7 @@ def test_parts_of_the_gradient_against_all_paths():
     np.testing.assert_allclose(lengths.total, lengths.paths * lengths.path_norm)
 
 
+@pytest.mark.once_on_torch
 def test_paths_of_equal_blocks_in_closed_form():
     """Blocks `f(x) = x / 4`: each path of length `k` carries `4^-k` of the gradient at the end."""
     n = 6
@@ -489,6 +500,7 @@ def test_paths_of_a_convolutional_network_add_up_to_its_gradient():
     assert all(np.abs(part).max() > 1e-3 * np.abs(expected).max() for part in found)
 
 
+@pytest.mark.once_on_torch
 def test_single_paths_add_up_to_the_parts():
     """All eight paths through three blocks, one by one."""
     model, images, labels = convolutional()

@@ -63,6 +63,7 @@ def test_the_stage_does_what_a_loop_in_numpy_does():
 
 
 @ONCE
+@pytest.mark.once_on_torch
 def test_deep_and_wide_networks_follow_the_mean_flow():
     """`E[v tanh(u . x)] = drift C x E[1 - tanh^2(|x| z / sqrt(D))]`, by Stein's identity."""
     x, y, mean = limits._problem(4, 3, seed=0)
@@ -84,6 +85,7 @@ def test_deep_and_wide_networks_follow_the_mean_flow():
 
 
 @ONCE_ON_TORCH
+@pytest.mark.once_on_torch
 def test_the_two_terms_of_the_rate():
     small_ones = {"seeds": 16, "reference": (128, 64), "inputs": 8}
     found = theory.depth_error([4, 16, 64], [1, 16], **small_ones)
@@ -117,6 +119,7 @@ def _record(depth, width, error, alpha=1.0, reference=10**9):
 @ONCE
 @given(a=st.floats(0.0, 5.0), b=st.floats(0.01, 5.0), form=st.sampled_from(["sum", "squares"]))
 @settings(deadline=None)
+@pytest.mark.once_on_torch
 def test_the_fit_finds_what_made_the_errors(a, b, form):
     records, shares = [], []
     for depth, width, alpha in itertools.product((4, 16, 64), (1, 8, 64), (1.0, 3.0)):
@@ -132,6 +135,7 @@ def test_the_fit_finds_what_made_the_errors(a, b, form):
 
 
 @ONCE
+@pytest.mark.once_on_torch
 def test_the_fit_knows_that_the_reference_has_a_depth():
     records = [_record(depth, 1, 3 * (1 / depth - 1 / 64), reference=64) for depth in (4, 8, 16)]
     fit = theory.fit_depth_error(records)
@@ -150,12 +154,14 @@ def test_the_fit_knows_that_the_reference_has_a_depth():
         ({"reference": (128, 4)}, r"above all of `depths`.*Received: reference=\(128, 4\)"),
     ],
 )
+@pytest.mark.once_on_torch
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         theory.depth_error(**arguments)
 
 
 @ONCE
+@pytest.mark.once_on_torch
 def test_what_cannot_be_fitted():
     with pytest.raises(ValueError, match=r"at least two\. Received: 1 records"):
         theory.fit_depth_error([_record(1, 1, 1.0)])
@@ -173,6 +179,7 @@ def _equal_parts(measure, count):
     return mf_zoo.layers.measures.Resampling(np.repeat(measure.steps / parts, parts), mixing)
 
 
+@pytest.mark.once_on_torch
 def test_a_linear_stage_converges_to_the_matrix_exponential():
     rng = np.random.default_rng(0)
     matrices = rng.normal(size=(2, 3, 3)) / 2
@@ -210,6 +217,7 @@ def test_a_linear_stage_converges_to_the_matrix_exponential():
 
 
 @pytest.mark.parametrize(("kind", "rule"), [("basic", "linear"), ("pre-activation", "split")])
+@pytest.mark.once_on_torch
 def test_a_refined_model_gives_what_is_measured(kind, rule):
     model = randomized(small(kind, horizon=1.5))
     images = np.random.default_rng(1).uniform(size=(2, 32, 32, 3)).astype("float32")
@@ -234,6 +242,7 @@ def test_a_refined_model_gives_what_is_measured(kind, rule):
         assert alone[0].error == pytest.approx(found[0].error, rel=1e-5)
 
 
+@pytest.mark.once_on_torch
 def test_wrong_numbers_of_doublings():
     stage = MeanFieldStage(layers.Dense(2), 1)
     for wrong in (0, True, 1.5):
@@ -253,6 +262,7 @@ def _with_kernels(kernels, **arguments):
     return stage
 
 
+@pytest.mark.once_on_torch
 def test_weights_that_are_linear_in_depth():
     direction = np.array([1.0, 2.0, 2.0, 0.0])  # of norm 3
     kernels = [level * direction for level in (-2, -1, 0, 1, 2)]
@@ -271,6 +281,7 @@ def test_weights_that_are_linear_in_depth():
 
 
 @ONCE
+@pytest.mark.once_on_torch
 def test_independent_blocks_are_not_smooth():
     stage = MeanFieldStage(layers.Dense(60, use_bias=False), 6)
     stage.build((None, 60))
@@ -285,6 +296,7 @@ def test_independent_blocks_are_not_smooth():
 @ONCE
 @given(seed=st.integers(0, 1000), count=st.integers(3, 5))
 @settings(deadline=None, max_examples=20)
+@pytest.mark.once_on_torch
 def test_the_p_value_counts_orders(seed, count):
     kernels = np.random.default_rng(seed).integers(-2, 3, size=(count, 4)).astype("float64")
     if len(np.unique(kernels, axis=0)) == 1:
@@ -301,6 +313,7 @@ def test_the_p_value_counts_orders(seed, count):
 
 
 @ONCE
+@pytest.mark.once_on_torch
 def test_many_particles_are_compared_with_orders_drawn_at_random():
     line = np.outer(np.arange(12), np.ones(4))
     assert theory.smoothness(_with_kernels(line))[0].p_value == 1 / 20_000
@@ -309,6 +322,7 @@ def test_many_particles_are_compared_with_orders_drawn_at_random():
 
 
 @ONCE
+@pytest.mark.once_on_torch
 def test_one_or_two_particles_and_equal_blocks_say_nothing():
     found = theory.smoothness(_with_kernels([[1, 0, 0, 0], [0, 1, 0, 0]]))[0]
     assert found.distance == found.pairs == pytest.approx(np.sqrt(2))
@@ -321,6 +335,7 @@ def test_one_or_two_particles_and_equal_blocks_say_nothing():
         theory.smoothness(MeanFieldStage(layers.Dense(2), 1))
 
 
+@pytest.mark.once_on_torch
 def test_channels_that_are_permuted_within_a_block_do_the_same():
     """Weights are far, and what blocks do is equal."""
     stage = MeanFieldStage(BasicBlock(8), 3, activation="relu")
@@ -349,6 +364,7 @@ def test_channels_that_are_permuted_within_a_block_do_the_same():
 
 
 @ONCE_ON_TORCH
+@pytest.mark.once_on_torch
 def test_a_network_that_was_just_grown_is_smooth():
     model = randomized(small("basic"))
     rng = np.random.default_rng(0)
@@ -365,6 +381,7 @@ def test_a_network_that_was_just_grown_is_smooth():
 
 
 @ONCE
+@pytest.mark.once_on_torch
 def test_the_exponent_tells_smooth_from_random():
     rng = np.random.default_rng(0)
     depths = (4, 8, 16, 32)
@@ -408,6 +425,7 @@ def test_mixed_precision_is_measured_in_float32():
 
 
 @ONCE_ON_TORCH
+@pytest.mark.once_on_torch
 def test_the_pictures_give_what_they_show(monkeypatch):
     from matplotlib.figure import Figure
 
