@@ -87,9 +87,9 @@ class PlainBuilder:
                 units of 0..255. They come before those of the dataset and the weights; `None`
                 without either for CIFAR-10's.
             remat: What is computed again in the backward pass instead of being kept, less memory
-                for more work: `True` for the activations within a block, an integer `k` for the
-                inputs of the blocks as well, but for every `k`-th of a stage, `"sqrt"` for `k` the
-                root of their number. See `mf_zoo.layers.MeanFieldStage`.
+                for more work. `True` keeps the input of every block; an integer `k` keeps that of
+                every `k`-th block of a stage alone; `"sqrt"` takes the root of their number for
+                `k`. See `mf_zoo.layers.MeanFieldStage`.
             shortcut: Shortcut of the entry blocks: `"projection"`, or `"identity"`, with channels
                 of zeros and without weights, as in the networks of He et al. for CIFAR; `None` for
                 the network's own, which is `"projection"` in all of the zoo, its registered weights

@@ -55,9 +55,7 @@ def times(
     found = _chosen(histories.read(history), stage)
     ax, kwargs = _axes(ax), _line_arguments(kwargs)
     for k, one in enumerate(found):
-        epochs, values = one.epochs, one.times
-        if last_epoch is not None and last_epoch > epochs[-1]:
-            epochs, values = np.append(epochs, last_epoch), np.vstack([values, values[-1:]])
+        epochs, values = _until(last_epoch, one.epochs, one.times)
         colors = _colors(values.shape[1]) if len(found) == 1 else [f"C{k}"] * values.shape[1]
         for i, color in enumerate(colors):
             label = f"particle {i}" if len(found) == 1 else one.name if i == 0 else None
@@ -112,9 +110,7 @@ def depth_order(
     ax, kwargs = _axes(ax), _line_arguments(kwargs)
     base, ticks, names = 0, [], []
     for one in found:
-        epochs, ranks = one.epochs, one.ranks
-        if last_epoch is not None and last_epoch > epochs[-1]:
-            epochs, ranks = np.append(epochs, last_epoch), np.vstack([ranks, ranks[-1:]])
+        epochs, ranks = _until(last_epoch, one.epochs, one.ranks)
         places = base + ranks
         n = places.shape[1]
         for i, color in enumerate(_colors(n)):
@@ -462,6 +458,13 @@ def _line_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     from matplotlib.lines import Line2D
 
     return normalize_kwargs(kwargs, Line2D)
+
+
+def _until(last_epoch: int | None, epochs: Any, values: Any) -> tuple[Any, Any]:
+    """Epochs and their values, the last values drawn on to a later epoch."""
+    if last_epoch is None or last_epoch <= epochs[-1]:
+        return epochs, values
+    return np.append(epochs, last_epoch), np.vstack([values, values[-1:]])
 
 
 def _chosen(found: dict[str, StageHistory], stage: str | None) -> list[StageHistory]:
