@@ -53,6 +53,8 @@ class Dataset:
         class_folders: Names of the folders of the classes; `None` is `class_names`.
         server: Address of the server that tensorflow-datasets downloads from. `load` asks it before
             a download, since tensorflow-datasets tries for minutes before it gives up.
+        corrupted: The name that its corrupted test images have in tensorflow-datasets, see
+            `load_corrupted`; `None` if they are not there.
 
     Raises:
         ValueError: If a field is not as described.
@@ -82,6 +84,7 @@ class Dataset:
     order_feature: str | None = None
     class_folders: tuple[str, ...] | None = None
     server: str | None = None
+    corrupted: str | None = None
 
     def __post_init__(self):
         def check(fits: bool, field: str, what: str) -> None:

@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 def load(
-    name: str,
+    name: str | Dataset,
     split: str,
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
@@ -48,7 +48,8 @@ def load(
     image files in folders in one that mixes the classes and follows from their names.
 
     Args:
-        name: Name of the dataset, one of `mf_zoo.data.names()`.
+        name: Name of the dataset, one of `mf_zoo.data.names()`, or a record of one that is not
+            registered.
         split: `"train"` or `"test"`, or a slice of one: a start and a stop, each a number of images
             or a percentage, either left out or negative as in Python. Of CIFAR, with 50,000
             training images, `"train[:45000]"` and `"train[45000:]"` are the usual training and
@@ -75,7 +76,7 @@ def load(
     images, labels = mf_zoo.data.load("cifar10", "train[:45000]")
     ```
     """
-    dataset = datasets.get(name)
+    dataset = name if isinstance(name, Dataset) else datasets.get(name)
     base, start, stop = parse_split(split)
     chunks = list(read_chunks(dataset, base, data_dir, download))
     images, labels = _joined(chunk.images for chunk in chunks), _joined(c.labels for c in chunks)

@@ -117,7 +117,36 @@ def evaluate(
             f"Received: {len(images)} images, labels of shape {labels.shape}"
         )
     outputs = model.predict(images, batch_size=batch_size, verbose=verbose)
-    outputs = np.asarray(outputs, dtype="float64")
+    return measure(outputs, labels, from_logits, label_smoothing, superclasses)
+
+
+def measure(
+    outputs: np.ndarray,
+    labels: np.ndarray,
+    from_logits: bool = False,
+    label_smoothing: float = 0.0,
+    superclasses: Sequence[str] | None = None,
+) -> Evaluation:
+    """Measures what a classifier said of labelled images; `evaluate` asks it and does the same.
+
+    Args:
+        outputs: Probabilities, or logits, float (N, classes). Logarithms of probabilities are
+            logits.
+        labels: The right classes, integers, (N,).
+        from_logits, label_smoothing, superclasses: See `evaluate`.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: See `evaluate`.
+
+    Example:
+
+    >>> round(measure(np.array([[0.25, 0.75]]), np.array([1])).nll, 4)
+    0.2877
+    """
+    outputs, labels = np.asarray(outputs, dtype="float64"), np.asarray(labels)
     classes = outputs.shape[-1]
     if outputs.ndim != 2 or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(

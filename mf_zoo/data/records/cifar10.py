@@ -17,4 +17,5 @@ DATASET = Dataset(
     sample_sha256="8454cdf9a8095e9e06efd1c82bdeab5fb60f79c96969a0ce83cb89f70a49a9e3",
     order_feature="id",  # train_00000 ... number the official order
     server="https://www.cs.toronto.edu/~kriz/",
+    corrupted="cifar10_corrupted",
 )
