@@ -1,16 +1,23 @@
 """Corrupted test images, and what a temperature does to probabilities."""
 
+import colorsys
 import json
+import sys
 
 import keras
 import numpy as np
 import pytest
+import tfds_folders
+from conftest import ROOT
 from scipy import special
 
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import robustness
 from mf_zoo import applications, cli, data, deploy
 from mf_zoo.data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, load_corrupted
 from mf_zoo.training import divide_logits, evaluate, evaluate_corruptions, fit_temperature
-from tests import tfds_folders
 
 COUNT = 40  # images of each severity
 
@@ -227,3 +234,65 @@ def test_the_command_calibrates_on_the_first_images(cifar10_dir, capsys):
     for count in ("0", "60"):
         assert cli.main([*base, "--calibrate", count]) == 2
         assert f"Received: {count}" in capsys.readouterr().err
+
+
+@pytest.mark.once
+def test_images_are_corrupted_as_the_authors_say(sample, tmp_path):
+    images, labels = sample
+    x = images / 255
+
+    def made(corruption, severity=5, of=images):
+        return robustness.corrupt(of, corruption, severity).astype("float64")
+
+    grey = np.full((400, 32, 32, 3), 128, "uint8")
+    noise = made("gaussian_noise", of=grey) / 255
+    assert noise.std() == pytest.approx(0.1, rel=0.02)
+    assert noise.mean() == pytest.approx(128 / 255, abs=0.004)  # rounded down
+    photons = made("shot_noise", of=grey) / 255 * 50
+    assert photons.var() == pytest.approx(50 * 128 / 255, rel=0.02)
+    salted = made("impulse_noise", of=grey)
+    for value in (0, 255):
+        assert np.mean(salted == value) == pytest.approx(0.035, rel=0.03)
+    np.testing.assert_allclose(made("contrast"), flat(images, 5), atol=1)
+    brighter = made("brightness")
+    for place in [(0, 3, 4), (5, 20, 9), (7, 31, 31)]:
+        hue, saturation, value = colorsys.rgb_to_hsv(*x[place])
+        rgb = colorsys.hsv_to_rgb(hue, saturation, min(value + 0.3, 1))
+        np.testing.assert_allclose(brighter[place], np.array(rgb) * 255, atol=1)
+    assert np.all(made("brightness", of=images[:1] * 0) == int(0.3 * 255))  # black becomes grey
+    # A zoom keeps what is the same everywhere, and a point in the middle grows.
+    np.testing.assert_array_equal(made("zoom_blur", of=grey), grey)
+    point = np.zeros((1, 32, 32, 3), "uint8")
+    point[:, 15:17, 15:17] = 255
+    blurred = made("zoom_blur", of=point)[0, :, :, 0]
+    assert np.count_nonzero(blurred) > 4 and blurred.max() > 200
+    assert len(np.unique(made("pixelate")[0].reshape(-1, 3), axis=0)) <= 20 * 20
+    differences = [np.abs(made("jpeg_compression", k) - images).mean() for k in (1, 5)]
+    assert 0 < differences[0] < differences[1] < 10
+
+    robustness.write(tmp_path, "CIFAR-10", images[:3], labels[:3])
+    loaded, classes = load_corrupted("cifar10", "jpeg_compression", 4, tmp_path)
+    np.testing.assert_array_equal(loaded, made("jpeg_compression", 4, images[:3]))
+    np.testing.assert_array_equal(classes, labels[:3])
+
+
+@pytest.mark.once
+def test_the_tables_of_the_benchmark():
+    row = {"corruption": "fog", "dataset": "cifar10", "network": "ResNet20", "mean": "10.004"}
+    rows = [row, {**row, "corruption": "snow", "mean": "20"}]
+    rows += [{**one, "network": "MFResNet20", "mean": float(one["mean"]) + 1} for one in rows]
+    lines = robustness.table(rows).splitlines()
+    assert lines[0] == "| corruption | `ResNet20`, cifar10 | `MFResNet20`, cifar10 |"
+    assert lines[2:] == [
+        "| fog | 10.00 | 11.00 |",
+        "| snow | 20.00 | 21.00 |",
+        "| **mean** | **15.00** | **16.00** |",
+    ]
+    # Right 3 times of 4 with the probability 9/10 each time: 3/4 with the temperature 2.
+    logs = np.log(np.tile([[0.1, 0.9]], (8, 1)))
+    found = robustness.calibrate("cifar10", "ResNet20", logs, np.array([1, 1, 1, 0] * 2))
+    assert (found.temperature, found.error) == (pytest.approx(2, rel=1e-5), 25)
+    assert found.ece == pytest.approx(15) and found.calibrated_ece == pytest.approx(0, abs=1e-3)
+    assert found.nll == pytest.approx(-(3 * np.log(0.9) + np.log(0.1)) / 4)
+    assert found.calibrated_nll == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
+    assert "| `ResNet20` | cifar10 | 2.000 |" in robustness.calibration_table([vars(found)])
