@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mf_zoo.chains import Chain, Weights, batch_normalization, strided
+from mf_zoo.chains import SHORTCUTS, Chain, Weights, batch_normalization, strided
 
 if TYPE_CHECKING:
     import keras
@@ -110,7 +110,7 @@ class Architecture:
                 "`filters` and `blocks` must have a number for each stage. "
                 f"Received: filters={self.filters}, blocks={self.blocks}"
             )
-        if self.shortcut not in ("projection", "identity"):
+        if self.shortcut not in SHORTCUTS:
             raise ValueError(
                 '`shortcut` must be "projection" or "identity". '
                 f"Received: shortcut={self.shortcut!r}"

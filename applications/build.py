@@ -50,26 +50,33 @@ def build(
     """
     if pooling not in (None, "avg", "max"):
         raise ValueError(f'`pooling` must be None, "avg" or "max". Received: pooling={pooling!r}')
+    record, held = None, None
+    if weights is not None and not is_file(weights):
+        record, held = loading.registered(model, weights)
+        if shortcut not in (None, record.shortcut):
+            raise ValueError(
+                f"The registered weights {weights!r} are of {held.name} with "
+                f"shortcut={record.shortcut!r}. Received: shortcut={shortcut!r}"
+            )
+        shortcut = record.shortcut
     if shortcut is not None:
         architecture = dataclasses.replace(architecture, shortcut=shortcut)
-    record, source = None, Network(model, architecture, mean_field, None)
+    source = Network(model, architecture, mean_field, None)
     plain = {"quadrature": "backward", "horizon": None, "reorder": True, "integrator": "euler"}
     asked = {"quadrature": quadrature, "horizon": horizon}
     asked |= {"reorder": reorder, "integrator": integrator}
     if weights is None:
         path = None
-    elif is_file(weights):
+    elif record is None:
         path = weights
-        held = loading.architecture_of(path, architecture)
-        source = dataclasses.replace(source, architecture=held)
+        source = dataclasses.replace(
+            source, architecture=loading.architecture_of(path, architecture)
+        )
     else:
-        record, source = loading.registered(model, weights)
-        if source.architecture.shortcut != architecture.shortcut:
-            raise ValueError(
-                f"The registered weights {weights!r} are of {source.name} with "
-                f"shortcut={source.architecture.shortcut!r}. Received: shortcut={shortcut!r}"
-            )
         path = registry.path(record)
+        source = dataclasses.replace(
+            held, architecture=dataclasses.replace(held.architecture, shortcut=shortcut)
+        )
     # What the weights were trained with, and what is asked for in their place.
     theirs = plain if record is None else {key: getattr(record, key) for key in plain}
     given = {key: value for key, value in asked.items() if value is not None}

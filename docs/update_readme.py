@@ -17,6 +17,7 @@ from benchmarks import (
     lesions,
     memory,
     peers,
+    robustness,
     train_step,
 )
 from benchmarks.scaling import tables
@@ -40,6 +41,10 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/depth.md": {"depth": depth.readme_table, "growth": growth.readme_table},
     "docs/convert.md": {"peers": peers.readme_table},
+    "docs/evaluate.md": {
+        "robustness": robustness.readme_table,
+        "calibration": robustness.readme_calibration,
+    },
     "docs/deploy.md": {"deployment": deployment.readme_table},
     "docs/theory_lesions.md": {
         "lesions": lambda: lesions.readme_table(lesions.LESION),

@@ -8,6 +8,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+# What the shortcut of a block that changes the shape can be, see
+# `mf_zoo.applications.architectures.Architecture`.
+SHORTCUTS = ("projection", "identity")
+
 
 class Convolution(NamedTuple):
     """One convolution of a residual function: without bias, and padded to keep the size."""

@@ -279,13 +279,11 @@ def test_the_campaign_of_settings_changes_one_value_at_a_time_on_held_out_images
     path = HERE.parent / "benchmarks" / "campaigns" / "cifar10-settings.toml"
     found = campaign.load_campaign(path).runs
     assert {(run.settings.model, run.settings.holdout) for run in found} == {("ResNet20", 5000)}
-    changed = [set(run.overrides) - {"epochs"} for run in found]
+    base = {"epochs", "dtype_policy"}
+    changed = [base ^ set(run.overrides) for run in found]
     assert all(len(names) <= 1 for names in changed)
-    assert sorted(run.settings.seed for run in found if set(run.overrides) == {"epochs"}) == [
-        0,
-        1,
-        2,
-    ]
+    seeds = [run.settings.seed for run in found if set(run.overrides) == base]
+    assert sorted(seeds) == [0, 1, 2]
     assert set().union(*changed) == {
         "weight_decay",
         "batch_size",
@@ -293,6 +291,7 @@ def test_the_campaign_of_settings_changes_one_value_at_a_time_on_held_out_images
         "label_smoothing",
         "ema_momentum",
         "alternating_flip",
+        "dtype_policy",  # one run in float32
     }
 
 

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from run_folders import arrays, assert_same_run
 from tiny_zoo import train
 
-from mf_zoo import data, depth, files, weights
+from mf_zoo import applications, chains, data, depth, files, weights
 from mf_zoo.errors import UserError
 from mf_zoo.layers import integrators, quadrature
 from mf_zoo.training import (
     RECIPES,
     Recipe,
+    RunSettings,
     assembly,
     callbacks,
     evaluate,
@@ -665,6 +666,62 @@ def test_a_run_that_averages_its_weights(cifar10_dir, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", folder)
 
 
+@pytest.mark.once_on_torch
+def test_a_run_with_identity_shortcuts(cifar10_dir, tmp_path, monkeypatch, registries):
+    """From the recipe through run folder, record and registry back into a network."""
+    from mf_zoo.cli.common import load_trained
+    from mf_zoo.training.dry_run import dry_run
+    from mf_zoo.weights import registry
+
+    learned, _ = applications.register(
+        applications.Architecture(
+            name="Little",
+            title="a little network",
+            source="the tests",
+            block=chains.BASIC,
+            filters=(4, 8),
+            blocks=(2, 2),
+            stem=applications.Stem(4, strides=4),
+        )
+    )
+    recipe = RECIPE.replace(shortcut="identity", epochs=1, warmup_epochs=0.0)
+    options = {**OPTIONS, "recipe": recipe, "data_dir": cifar10_dir}
+    counts = dry_run(RunSettings("MFLittle", recipe=recipe))
+    projecting = dry_run(RunSettings("MFLittle", recipe=recipe.replace(shortcut=None)))
+    assert counts["training_multiply_adds"] < projecting["training_multiply_adds"]
+    folder = tmp_path / "run"
+    result = train("MFLittle", output=folder, **options)
+    # Option A has neither the 1 x 1 convolutions, 4 x 4 and 4 x 8, nor what normalises them.
+    whole = learned().count_params()
+    assert result["parameters"] == learned(shortcut="identity").count_params() < whole - 48
+    assert sum(counts["parameters"].values()) == result["parameters"]
+
+    home = tmp_path / "registry"
+    record = weights.publish(folder, directory=home, partial=True)
+    assert record.shortcut == "identity"
+    monkeypatch.setattr(registry, "FOLDER", home)
+    images = data.sample("cifar10")[0][:8]
+    model = learned(weights="cifar10", classifier_activation=None)
+    expected = model.predict(images, verbose=0)
+    assert model.count_params() == result["parameters"]
+    from_run, _ = load_trained("MFLittle", str(folder), None, None)
+    np.testing.assert_allclose(from_run.predict(images, verbose=0), expected, atol=1e-5)
+    plain = applications.get("Little")(weights="MFLittle:cifar10", classifier_activation=None)
+    assert plain.count_params() == result["parameters"]
+    with pytest.raises(ValueError, match=r"shortcut='identity'\. Received: shortcut='projection'"):
+        learned(weights="cifar10", shortcut="projection")
+    # A run that starts from them has theirs.
+    again = train(
+        "MFLittle",
+        output=tmp_path / "again",
+        **{**options, "weights": "cifar10", "recipe": recipe.replace(shortcut=None)},
+    )
+    assert again["parameters"] == result["parameters"]
+    assert json.loads((tmp_path / "again/config.json").read_text())["recipe"]["shortcut"] == (
+        "identity"
+    )
+
+
 @pytest.mark.once
 def test_a_start_that_does_not_fit_is_refused_and_leaves_no_run(cifar10_dir, tmp_path):
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -692,10 +749,10 @@ def test_what_the_recipe_leaves_open_is_as_in_the_registered_weights(monkeypatch
         integrator="heun",
     )
     monkeypatch.setattr(weights, "get", lambda model, name: record)
-    found = pretrained.with_stages_of("cifar10", "MFResNet20", RECIPE.replace(horizon=3.0))
+    found = pretrained.with_network_of("cifar10", "MFResNet20", RECIPE.replace(horizon=3.0))
     expected = {"quadrature": "midpoint", "reorder": False, "integrator": "heun"}
     assert found == RECIPE.replace(horizon=3.0, **expected)
-    assert pretrained.with_stages_of("a/b.weights.h5", "MFResNet20", RECIPE) == RECIPE
+    assert pretrained.with_network_of("a/b.weights.h5", "MFResNet20", RECIPE) == RECIPE
 
 
 @pytest.mark.once

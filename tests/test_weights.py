@@ -147,6 +147,8 @@ def test_record_survives_json():
         ("train_seconds", False),
         ("reorder", None),
         ("integrator", ""),
+        ("shortcut", None),
+        ("shortcut", "none"),
         ("initial_weights", ""),
         ("freeze", "stem"),
         ("freeze", [1]),

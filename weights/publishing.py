@@ -228,6 +228,7 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         versions=config["versions"],
         reorder=config["recipe"].get("reorder", True),
         integrator=config["recipe"].get("integrator", "euler"),
+        shortcut=config["recipe"].get("shortcut") or "projection",
         initial_weights=start,
         freeze=config.get("freeze", ()),
         mean=mean,

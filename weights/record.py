@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mf_zoo.chains import SHORTCUTS
 from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, shard_name
 
 _PATTERNS = {
@@ -102,6 +103,8 @@ class WeightRecord:
         reorder: Whether the stages apply blocks in the order of their times. Records may leave it
             out.
         integrator: Integrator of the stages it was trained with. Records may leave it out.
+        shortcut: Shortcut of its entry blocks, `"projection"` or `"identity"`. Records may leave
+            it out.
         initial_weights: What the training started from: the name of registered weights, or name
             and digest of a file; `None` for random weights. Records may leave it out.
         freeze: Layers that were not trained, names or patterns. Records may leave it out.
@@ -153,6 +156,7 @@ class WeightRecord:
     test_coarse_error: float | None = None
     reorder: bool = True
     integrator: str = "euler"
+    shortcut: str = "projection"
     initial_weights: str | None = None
     freeze: Sequence[str] = ()
     dtype: str = "float32"
@@ -193,6 +197,8 @@ class WeightRecord:
             or not 0.0 < horizon < math.inf
         ):
             raise _wrong("horizon", "null or a number greater than 0", horizon)
+        if self.shortcut not in SHORTCUTS:
+            raise _wrong("shortcut", " or ".join(map(repr, SHORTCUTS)), self.shortcut)
         if self.dtype not in DTYPES:
             raise _wrong("dtype", " or ".join(map(repr, DTYPES)), self.dtype)
         stem = file_stem(self.model, self.name)

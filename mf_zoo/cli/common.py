@@ -121,6 +121,7 @@ def load_trained(
         weights = str(folder / WEIGHTS)
         dataset = dataset or config["dataset"]
         others["normalization"] = runs.normalization(config)
+        others["shortcut"] = config["recipe"].get("shortcut")
         for key, value in stages.items():
             stages[key] = config["recipe"].get(key) if value is None else value
     with user_errors():

@@ -66,28 +66,29 @@ def make_batches(
     )
 
 
-def stage_values(model: str, recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values that go to the builder of a network with learned times.
+def builder_values(model: str, recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values that go to the builder of a network.
 
     Args:
         model: Name of the network.
         recipe: The recipe.
 
     Returns:
-        The values by name; nothing for a network without learned times.
+        The values by name: those of stages for a network with learned times only.
 
     Raises:
         UserError: If a network without learned times is given another value than the default.
     """
-    values, plain = recipe.values("stage"), Recipe(name="default")
+    stage, plain = recipe.values("stage"), Recipe(name="default")
+    values = {key: value for key, value in recipe.values("network").items() if value is not None}
     if applications.network(model).mean_field:
-        return values
-    for key, value in values.items():
+        return {**values, **stage}
+    for key, value in stage.items():
         if value != getattr(plain, key):
             raise UserError(
                 f"{model} has no learned times and takes no `{key}`. Received: {key}={value!r}"
             )
-    return {}
+    return values
 
 
 def build_network(
@@ -111,7 +112,7 @@ def build_network(
     Returns:
         The model.
     """
-    values = stage_values(model, recipe)
+    values = builder_values(model, recipe)
     if weights is not None:  # What the recipe leaves at its default is as the weights want it.
         plain = Recipe(name="default")
         values = {key: value for key, value in values.items() if value != getattr(plain, key)}

@@ -14,11 +14,11 @@ from mf_zoo.layers.rematerialization import segments
 from mf_zoo.layers.residual_function import ResidualFunction
 from mf_zoo.training import ladder
 from mf_zoo.training.assembly import (
+    builder_values,
     check_counts,
     check_holdout,
     check_on_device,
     dtype_policy,
-    stage_values,
 )
 from mf_zoo.training.recipes import Recipe
 from mf_zoo.training.settings import Machine, RunSettings
@@ -212,6 +212,7 @@ def activation_bytes(model: keras.Model) -> int:
 # Layers that keep nothing.
 _NOTHING = (
     keras.layers.Add,
+    keras.layers.AveragePooling2D,
     keras.layers.GlobalAveragePooling2D,
     keras.layers.InputLayer,
     keras.layers.Normalization,
@@ -233,7 +234,7 @@ def _network(
             classes=classes,
             classifier_activation=None,
             dataset=dataset.name,
-            **stage_values(model, recipe),
+            **builder_values(model, recipe),
         )
 
 

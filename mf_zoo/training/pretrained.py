@@ -39,8 +39,8 @@ def settings(weights: str | Path | None, freeze: str | Sequence[str]) -> dict[st
     return {"weights": weights, "weights_sha256": digest, "freeze": freeze}
 
 
-def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Recipe:
-    """The recipe with the stages' values of registered weights, where it is at its defaults.
+def with_network_of(weights: str | Path | None, model: str, recipe: Recipe) -> Recipe:
+    """The recipe with the network's values of registered weights, where it is at its defaults.
 
     Args:
         weights: As in `settings`; a file does not say what it was trained with.
@@ -53,13 +53,14 @@ def with_stages_of(weights: str | Path | None, model: str, recipe: Recipe) -> Re
     Raises:
         ValueError: If there are no weights of that name.
     """
-    if weights is None or is_file(weights) or not applications.network(model).mean_field:
+    if weights is None or is_file(weights):
         return recipe
+    parts = ("network", "stage") if applications.network(model).mean_field else ("network",)
     record, default = registered(model, weights)[0], Recipe(name="default")
     return recipe.replace(
         **{
             key: getattr(record, key)
-            for key in fields("stage")
+            for key in fields(*parts)
             if hasattr(record, key) and getattr(recipe, key) == getattr(default, key)
         }
     )
@@ -75,8 +76,8 @@ def resolve(run: RunSettings, begun: Mapping[str, Any] | None = None) -> RunSett
 
     Returns:
         The settings with the model's name as it is registered, the digests of a weight file and of
-        the checkpoint of a trunk, and the stages' values of registered weights where the recipe is
-        at its defaults.
+        the checkpoint of a trunk, and the network's values of registered weights where the recipe
+        is at its defaults.
 
     Raises:
         ValueError: If there is no such model, or there are no such weights.
@@ -92,7 +93,7 @@ def resolve(run: RunSettings, begun: Mapping[str, Any] | None = None) -> RunSett
     return run.replace(
         model=model,
         **trunk,
-        recipe=with_stages_of(run.weights, run.model, run.recipe),
+        recipe=with_network_of(run.weights, run.model, run.recipe),
         **settings(run.weights, run.freeze),
     )
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mf_zoo.chains import SHORTCUTS
+
 
 def _value(default: Any, part: str, **bounds: Any) -> Any:
     """A field of `Recipe`: its default, what it belongs to, and the bounds of its value.
@@ -66,6 +68,8 @@ class Recipe:
         reorder: Whether blocks are applied in the order of their times, and not in that of storage.
         integrator: Name of the integrator of the mean-field stages, a registered one: see
             `mf_zoo.layers`.
+        shortcut: Shortcut of the entry blocks, `"projection"` or `"identity"`; `None` for the
+            network's own, or that of the weights it starts from.
         dtype_policy: Keras dtype policy of the training; weights are float32 under all mixed
             ones, and the final test error is always measured in float32.
         ema_momentum: Momentum of an exponential moving average of the weights over the steps, in
@@ -117,6 +121,7 @@ class Recipe:
     initial_times: str = _value("grid", "stage", choices=("grid", "random"))
     reorder: bool = _value(True, "stage")
     integrator: str = _value("euler", "stage")
+    shortcut: str | None = _value(None, "network", choices=SHORTCUTS)
     dtype_policy: str = _value(
         "float32", "run", choices=("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
     )
@@ -219,8 +224,9 @@ def fields(*parts: str) -> list[str]:
         *parts: Only those that belong to these parts of a training: `"run"` (its length and
             precision), `"batches"`, `"schedule"` (of the learning rate), `"optimizer"` (of all
             weights), `"times"` (what the optimizer does to particles), `"stage"` (arguments of
-            mean-field stages), `"augmentation"`, `"loss"`, `"averaging"` (of weights), `"growth"`
-            (in depth). Without any, all values but name and description.
+            mean-field stages), `"network"` (further arguments of every builder), `"augmentation"`,
+            `"loss"`, `"averaging"` (of weights), `"growth"` (in depth). Without any, all values but
+            name and description.
 
     Returns:
         The names, in the order of `Recipe`.

@@ -77,10 +77,10 @@ class Run:
             return ["settings"]
         here = self.settings.to_dict()
         if self.settings.weights is not None:
-            # There they are a path and a digest, and the stages are as the weights want them.
+            # There they are a path and a digest, and the network is as the weights want it.
             for found in (here, there):
                 del found["weights"], found["weights_sha256"]
-                for name in recipes.fields("stage"):
+                for name in recipes.fields("stage", "network"):
                     del found["recipe"][name]
         for found in (here, there):
             # There a path and a digest: a run that grows looks at its trunk when it begins.
@@ -228,7 +228,7 @@ def _multiplied(table: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]
 def _run(values: Mapping[str, Any], mean_field: Mapping[str, Any], folder: Path) -> Run:
     """A run from one table of plain values, and those for networks with learned times."""
     from mf_zoo import applications, data
-    from mf_zoo.training.assembly import stage_values
+    from mf_zoo.training.assembly import builder_values
 
     settings_keys, machine_keys, recipe_keys = (
         ["model", *flags(RunSettings)],
@@ -254,7 +254,7 @@ def _run(values: Mapping[str, Any], mean_field: Mapping[str, Any], folder: Path)
         key: None if values[key] == "none" else values[key] for key in recipe_keys if key in values
     }
     recipe = get_recipe(base, **changes)
-    stage_values(model.name, recipe)
+    builder_values(model.name, recipe)
     settings = RunSettings(
         **{**{key: values[key] for key in settings_keys if key in values}, "model": model.name},
         recipe=recipe,
