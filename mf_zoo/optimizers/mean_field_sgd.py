@@ -35,13 +35,23 @@ class MeanFieldSGD(ParticleUpdates, _SGD):
 
     1. `g` is clipped if `clipnorm`, `clipvalue` or `global_clipnorm` is given;
     2. `g *= n / T` for particles, if `mean_field_scaling`;
-    3. weight decay: `w -= learning_rate * weight_decay * w`, or, if `coupled_weight_decay`,
+    3. weight decay: `w -= rate * weight_decay * w`, or, if `coupled_weight_decay`,
        `g += weight_decay * w`;
     4. noise, if `noise_temperature` is positive (see below);
     5. `velocity = momentum * velocity - rate * g` and `w += velocity` (Nesterov:
-       `w += momentum * velocity - rate * g`), `rate` being `learning_rate`, for times multiplied
-       by `time_learning_rate_multiplier`;
+       `w += momentum * velocity - rate * g`), `rate` being `learning_rate` times the multiplier
+       of `w` (see below);
     6. times and their velocity are reflected at 0 and `T`.
+
+    **The multiplier** of a variable is the value of the last pattern in
+    `learning_rate_multipliers` that matches it, and 1 if none does; for times it is multiplied by
+    `time_learning_rate_multiplier`. Patterns are those of a shell, as in `{"*": 0.1, "head*": 1.0}`.
+    A pattern matches a variable if it matches a name in its path, or several names in a row:
+    `"stage1"` matches all that this stage holds, `"times"` the times of every stage and
+    `"stage1/times"` those of one. Multiplier 0 freezes a variable. The optimizer then leaves it out
+    as if it were not trained: it does not decay, its momentum stays what it is, and its gradient
+    does not count in `global_clipnorm`. (`layer.trainable = False` also stops the statistics of
+    BatchNormalization, and saves the computing of gradients.)
 
     **Weight decay** is for matrices and kernels only: it skips times and every variable that has
     no more than one dimension besides the particle axis, that is biases and the scale and shift
@@ -88,18 +98,21 @@ class MeanFieldSGD(ParticleUpdates, _SGD):
         coupled_weight_decay: bool, whether weight decay is added to the gradient (after clipping,
             before momentum) instead of Keras's decoupled decay.
         time_learning_rate_multiplier: non-negative float, the times' learning rate in units of
-            `learning_rate`.
+            `learning_rate`. At 0 times are fixed.
         mean_field_scaling: bool, whether gradients of particles are multiplied by `n / T`.
         noise_temperature: non-negative float, temperature of the Langevin noise on particles,
             blocks and times, in units of the loss (times `n / T` if `mean_field_scaling`).
         seed: non-negative int or `None` (a seed drawn at random). It sets the noise; the state of
             the generator is a variable of the optimizer, saved and restored with it.
+        learning_rate_multipliers: dict of patterns of names to non-negative floats, the learning
+            rates of what they match in units of `learning_rate`; or `None`.
         **kwargs: arguments of every Keras optimizer: `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
             `gradient_accumulation_steps`, `name`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or, when the optimizer is built, if a pattern
+            matches no variable.
 
     Example:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,8 +63,8 @@ class ParticleUpdates:
             )
         for pattern, value in multipliers.items():
             check_number(f"learning_rate_multipliers[{pattern!r}]", value)
-        if slots is not None and (
-            not isinstance(slots, Mapping) or not set(slots.values()) <= {"velocity", "place"}
+        if slots is not None and not (
+            isinstance(slots, Mapping) and all(v in ("velocity", "place") for v in slots.values())
         ):
             raise ValueError(
                 "`slots` must map attributes of the optimizer to 'velocity' or 'place'. "
@@ -242,11 +243,11 @@ def _multipliers(
     for pattern, value in patterns.items():
         matched = [i for i, v in enumerate(variables) if _matches(pattern, v.path)]
         if not matched:
-            layers = dict.fromkeys(v.path.partition("/")[0] for v in variables)
+            names = dict.fromkeys(name for v in variables for name in v.path.split("/")[:-1])
             raise ValueError(
                 "`learning_rate_multipliers` must name trained variables, by patterns of their "
-                "paths, such as 'stage1/times', or of the beginnings of these, which are "
-                f"{', '.join(layers)}. Received: {pattern!r}"
+                f"paths, such as {variables[0].path!r}, or of their layers, which are "
+                f"{', '.join(names)}. Received: {pattern!r}"
             )
         for i in matched:  # a later pattern takes the place of earlier ones
             found[i] = value
@@ -255,9 +256,10 @@ def _multipliers(
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """Whether a pattern matches a path or a beginning of it that ends before a slash."""
-    ends = [i for i, character in enumerate(path) if character == "/"]
-    return any(fnmatch.fnmatchcase(path[:end], pattern) for end in (*ends, len(path)))
+    """Whether a pattern matches a name, or several in a row, of a path of names."""
+    names = path.split("/")
+    parts = itertools.combinations(range(len(names) + 1), 2)
+    return any(fnmatch.fnmatchcase("/".join(names[i:j]), pattern) for i, j in parts)
 
 
 def _by_multiplier(members: Sequence[Any], multipliers: Sequence[float]) -> list[list[Any]]:
