@@ -45,7 +45,7 @@ class MeanFieldSGD(ParticleUpdates, _SGD):
 
     **The multiplier** of a variable is the value of the last pattern in
     `learning_rate_multipliers` that matches it, and 1 if none does; for times it is multiplied by
-    `time_learning_rate_multiplier`. Patterns are those of a shell, as in `{"*": 0.1, "head*": 1.0}`.
+    `time_learning_rate_multiplier`. Patterns are those of a shell: `{"*": 0.1, "head*": 1.0}`.
     A pattern matches a variable if it matches a name in its path, or several names in a row:
     `"stage1"` matches all that this stage holds, `"times"` the times of every stage and
     `"stage1/times"` those of one. Multiplier 0 freezes a variable. The optimizer then leaves it out
@@ -111,8 +111,8 @@ class MeanFieldSGD(ParticleUpdates, _SGD):
             `gradient_accumulation_steps`, `name`.
 
     Raises:
-        ValueError: if an argument is out of its range, or, when the optimizer is built, if a pattern
-            matches no variable.
+        ValueError: if an argument is out of its range, or, when the optimizer is built, if a
+            pattern matches no variable.
 
     Example:
 
