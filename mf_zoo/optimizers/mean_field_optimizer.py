@@ -22,7 +22,7 @@ class MeanFieldOptimizer(keras.optimizers.Optimizer):
     - *rates*: times have a learning rate of their own, and so has whatever
       `learning_rate_multipliers` names;
     - *momentum*: where a time meets a wall, what the optimizer keeps for it is mirrored as well.
-      Without that its momentum carries on towards the wall, and it comes back to it;
+      Without that its momentum keeps driving it into the wall;
     - *weight decay*: times do not decay, nor do biases and the scale and shift of normalisation
       layers. Left alone, AdamW pulls times towards 0;
     - *scaling*: gradients of particles are multiplied by `n / T` after clipping, if
@@ -106,11 +106,15 @@ class MeanFieldOptimizer(keras.optimizers.Optimizer):
                 f"step. Received: {cls.__name__} with {len(inner_optimizer.variables)} variables"
             )
         super().__init__(learning_rate=0.0, name=name)
+        ParticleUpdates._set_particle_rules(
+            inner_optimizer,
+            time_learning_rate_multiplier,
+            mean_field_scaling,
+            learning_rate_multipliers,
+            slots,
+        )
         # As assigned by `object`: Keras and TensorFlow would take it for something to be tracked.
         object.__setattr__(inner_optimizer, "__class__", _with_particles(cls))
-        inner_optimizer._set_rules(
-            time_learning_rate_multiplier, mean_field_scaling, learning_rate_multipliers, slots
-        )
         self.inner_optimizer = inner_optimizer
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
@@ -205,8 +209,8 @@ class MeanFieldOptimizer(keras.optimizers.Optimizer):
         return {
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(given),
-            **inner._rules(),
-            "slots": None if inner.slots is None else dict(inner.slots),
+            **inner._particle_rules(),
+            "slots": None if inner._particle_slots is None else dict(inner._particle_slots),
         }
 
     @classmethod

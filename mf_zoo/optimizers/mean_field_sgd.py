@@ -157,7 +157,7 @@ class MeanFieldSGD(ParticleUpdates, _SGD):
             weight_decay=weight_decay,
             **kwargs,
         )
-        self._set_rules(
+        self._set_particle_rules(
             time_learning_rate_multiplier, mean_field_scaling, learning_rate_multipliers
         )
         self.coupled_weight_decay = bool(coupled_weight_decay)
@@ -170,9 +170,9 @@ class MeanFieldSGD(ParticleUpdates, _SGD):
             self._noise_generator = keras.random.SeedGenerator(int(start))
             self._track_variable(self._noise_generator.state)
 
-    def _force(self, index: int, gradient: Any, variable: Any, rate: Any) -> Any:
+    def _particle_force(self, index: int, gradient: Any, variable: Any, rate: Any) -> Any:
         """The clipped gradient with scaling, coupled weight decay and noise."""
-        gradient = super()._force(index, gradient, variable, rate)
+        gradient = super()._particle_force(index, gradient, variable, rate)
         if self.coupled_weight_decay and self.weight_decay and self._use_weight_decay(variable):
             value = ops.convert_to_tensor(variable)
             gradient = ops.add(
@@ -196,7 +196,7 @@ class MeanFieldSGD(ParticleUpdates, _SGD):
         """Return the configuration, enough to make the same optimizer anew."""
         return {
             **super().get_config(),
-            **self._rules(),
+            **self._particle_rules(),
             "coupled_weight_decay": self.coupled_weight_decay,
             "noise_temperature": self.noise_temperature,
             "seed": self.seed,

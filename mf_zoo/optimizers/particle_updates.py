@@ -43,11 +43,14 @@ class ParticleUpdates:
     - each variable has its own multiple of the learning rate, and one of multiple 0 is left out;
     - times, and vectors (of each particle), do not decay;
     - times are reflected at 0 and `T` after the step, and what the optimizer keeps for them too.
+
+    It overrides private methods of the optimizers of Keras 3.15. Its own private names all speak of
+    particles, so that none of them is one of the optimizer's.
     """
 
-    _rate_multiplier = 1.0  # of the learning rate by which weights decay at the moment
+    _particle_decay_rate = 1.0  # of the learning rate by which weights decay at the moment
 
-    def _set_rules(
+    def _set_particle_rules(
         self,
         time_learning_rate_multiplier: float,
         mean_field_scaling: bool,
@@ -73,9 +76,9 @@ class ParticleUpdates:
         self.time_learning_rate_multiplier = float(time_learning_rate_multiplier)
         self.mean_field_scaling = bool(mean_field_scaling)
         self.learning_rate_multipliers = {p: float(value) for p, value in multipliers.items()}
-        self.slots = None if slots is None else dict(slots)
+        self._particle_slots = None if slots is None else dict(slots)
 
-    def _rules(self) -> dict[str, Any]:
+    def _particle_rules(self) -> dict[str, Any]:
         """The arguments that every optimizer of particles has, as a part of its configuration."""
         return {
             "time_learning_rate_multiplier": self.time_learning_rate_multiplier,
@@ -101,26 +104,26 @@ class ParticleUpdates:
         super().build(variables)
         # By index: on TensorFlow `update_step` gets raw variables that lack `mean_field`.
         self._particles = infos
-        self._multipliers = multipliers
-        self._decays = [_decays(v, info) for v, info in zip(variables, infos, strict=True)]
+        self._particle_multipliers = multipliers
+        self._particle_decays = [_decays(v, info) for v, info in zip(variables, infos, strict=True)]
         moving = zip(infos, multipliers, strict=True)
-        self._mirrored = {}
+        self._particle_mirrored = {}
         if any(_is_time(info) and multiplier for info, multiplier in moving):
-            self._mirrored = _mirrored(self, len(variables))
+            self._particle_mirrored = _mirrored(self, len(variables))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable (TensorFlow, JAX, and optimizers without an update of all)."""
         index = self._get_variable_index(variable)
-        rate = self._rate(index, learning_rate)
-        gradient = self._force(index, gradient, variable, rate)
+        rate = self._particle_rate(index, learning_rate)
+        gradient = self._particle_force(index, gradient, variable, rate)
         super().update_step(gradient, variable, rate)
-        self._reflect(index, variable)
+        self._reflect_particles(index, variable)
 
     def _parallel_update_step(self, grads: Any, variables: Any, learning_rate: Any) -> None:
         """Update all variables (torch, where most optimizers update those of one rate together)."""
         indices = [self._get_variable_index(variable) for variable in variables]
         triples = list(zip(indices, grads, variables, strict=True))
-        groups = _by_multiplier(triples, [self._multipliers[index] for index in indices])
+        groups = _by_multiplier(triples, [self._particle_multipliers[index] for index in indices])
         shared = []
         if len(groups) > 1:
             # What all variables share, as the product that Nadam keeps, is updated once a step.
@@ -129,20 +132,23 @@ class ParticleUpdates:
         for members in groups:
             for variable, value in shared:
                 variable.assign(value)
-            rate = self._rate(members[0][0], learning_rate)
+            rate = self._particle_rate(members[0][0], learning_rate)
             super()._parallel_update_step(
-                [self._force(index, gradient, v, rate) for index, gradient, v in members],
+                [self._particle_force(index, gradient, v, rate) for index, gradient, v in members],
                 [v for _, _, v in members],
                 rate,
             )
         for index, variable in zip(indices, variables, strict=True):
-            self._reflect(index, variable)
+            self._reflect_particles(index, variable)
 
-    def _rate(self, index: int, learning_rate: Any) -> Any:
-        multiplier = self._multipliers[index]
+    def _particle_multiplier(self, variable: Any) -> float:
+        return self._particle_multipliers[self._get_variable_index(variable)]
+
+    def _particle_rate(self, index: int, learning_rate: Any) -> Any:
+        multiplier = self._particle_multipliers[index]
         return learning_rate if multiplier == 1.0 else learning_rate * multiplier
 
-    def _force(self, index: int, gradient: Any, variable: Any, rate: Any) -> Any:
+    def _particle_force(self, index: int, gradient: Any, variable: Any, rate: Any) -> Any:
         """What the optimizer's step gets for the clipped gradient."""
         info = self._particles[index]
         if info is not None and self.mean_field_scaling and info.num_particles != info.horizon:
@@ -150,7 +156,7 @@ class ParticleUpdates:
             gradient = ops.multiply(gradient, ops.cast(scale, gradient.dtype))
         return gradient
 
-    def _reflect(self, index: int, variable: Any) -> None:
+    def _reflect_particles(self, index: int, variable: Any) -> None:
         """Fold times into `[0, T]`, and mirror what the optimizer keeps for those past a wall."""
         info = self._particles[index]
         if not _is_time(info):
@@ -159,7 +165,7 @@ class ParticleUpdates:
         times, sign = reflect(reached, info.horizon)
         shift = ops.subtract(times, ops.multiply(sign, reached))
         self.assign(variable, times)
-        for name, meaning in self._mirrored.items():
+        for name, meaning in self._particle_mirrored.items():
             slots = getattr(self, name)
             if slots:
                 value = ops.multiply(slots[index], ops.cast(sign, slots[index].dtype))
@@ -167,15 +173,15 @@ class ParticleUpdates:
                     value = ops.add(value, ops.cast(shift, value.dtype))
                 self.assign(slots[index], value)
 
-    def _filter_empty_gradients(self, grads: Any, vars: Any) -> tuple[Any, Any]:
+    def _filter_empty_gradients(self, grads: Any, variables: Any) -> tuple[Any, Any]:
         """Leave out what is frozen before anything is done, clipping by the global norm too."""
-        frozen = [self._multipliers[self._get_variable_index(variable)] == 0 for variable in vars]
+        frozen = [self._particle_multiplier(variable) == 0 for variable in variables]
         if all(frozen):
             return [], []
         if any(frozen):
             grads = [g for g, leave in zip(grads, frozen, strict=True) if not leave]
-            vars = [v for v, leave in zip(vars, frozen, strict=True) if not leave]
-        return super()._filter_empty_gradients(grads, vars)
+            variables = [v for v, leave in zip(variables, frozen, strict=True) if not leave]
+        return super()._filter_empty_gradients(grads, variables)
 
     def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
         super()._update_model_variables_moving_average(trainable_variables)
@@ -183,28 +189,27 @@ class ParticleUpdates:
             averages = self._model_variables_moving_average
             for i, variable in enumerate(trainable_variables):
                 # Rounding would have the average drift from a weight that does not move.
-                if self._multipliers[i] == 0 and averages[i] is not None:
+                if self._particle_multipliers[i] == 0 and averages[i] is not None:
                     averages[i].assign(variable)
 
     def _use_weight_decay(self, variable: Any) -> bool:
-        return self._decays[self._get_variable_index(variable)] and super()._use_weight_decay(
-            variable
-        )
+        index = self._get_variable_index(variable)
+        return self._particle_decays[index] and super()._use_weight_decay(variable)
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         # Only what decays, with the user's exclusions too: Keras on torch fails when nothing does.
         variables = [v for v in variables if self._use_weight_decay(v)]
-        multipliers = [self._multipliers[self._get_variable_index(v)] for v in variables]
+        multipliers = [self._particle_multiplier(variable) for variable in variables]
         for members in _by_multiplier(variables, multipliers):
-            self._rate_multiplier = self._multipliers[self._get_variable_index(members[0])]
+            self._particle_decay_rate = self._particle_multiplier(members[0])
             try:
                 super()._apply_weight_decay(members)
             finally:
-                self._rate_multiplier = 1.0
+                self._particle_decay_rate = 1.0
 
     def _get_current_learning_rate(self) -> Any:
         rate = super()._get_current_learning_rate()
-        return rate if self._rate_multiplier == 1.0 else rate * self._rate_multiplier
+        return rate if self._particle_decay_rate == 1.0 else rate * self._particle_decay_rate
 
 
 def check_number(name: str, value: Any) -> None:
@@ -273,7 +278,7 @@ def _by_multiplier(members: Sequence[Any], multipliers: Sequence[float]) -> list
 def _mirrored(optimizer: Any, count: int) -> dict[str, str]:
     """What the optimizer keeps for times that a wall mirrors."""
     name = type(optimizer).__name__
-    if optimizer.slots is None:
+    if optimizer._particle_slots is None:
         if isinstance(optimizer, keras.optimizers.Ftrl):
             raise ValueError(
                 "Times must be trained by an optimizer that moves them from where they are. Ftrl "
@@ -289,11 +294,11 @@ def _mirrored(optimizer: Any, count: int) -> dict[str, str]:
                 f"`{{}}` says that nothing is. Received: slots=None for {name}"
             )
         return dict(known[0])
-    for attribute in optimizer.slots:
+    for attribute in optimizer._particle_slots:
         kept = getattr(optimizer, attribute, None)
         if not isinstance(kept, (list, tuple)) or len(kept) not in (0, count):
             raise ValueError(
                 f"`slots` must name attributes of {name} that list one variable for each trained "
                 f"variable, of which there are {count}. Received: {attribute!r}, {kept!r}"
             )
-    return dict(optimizer.slots)
+    return dict(optimizer._particle_slots)
