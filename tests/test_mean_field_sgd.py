@@ -83,17 +83,22 @@ def plain_model(optimizer):
 
 def bare_variables(rng, times=True):
     """A kernel and a bias outside stages; kernels, biases and times of two stages."""
-    variables = [keras.Variable(rng.normal(size=(3, 2)), dtype="float32", name="kernel")]
-    variables.append(keras.Variable(rng.normal(size=(2,)), dtype="float32", name="bias"))
-    for n, horizon in ((4, 4.0), (5, 1.0)):
+    with keras.name_scope("stem"):
+        variables = [keras.Variable(rng.normal(size=(3, 2)), dtype="float32", name="kernel")]
+        variables.append(keras.Variable(rng.normal(size=(2,)), dtype="float32", name="bias"))
+    for name, n, horizon in (("stage1", 4, 4.0), ("stage2", 5, 1.0)):
         block, time = (ParticleInfo(kind, n, horizon) for kind in ("block", "time"))
-        variables.append(keras.Variable(rng.normal(size=(n, 2, 2)), dtype="float32"))
-        variables[-1].mean_field = block
-        variables.append(keras.Variable(rng.normal(size=(n, 2)), dtype="float32"))
-        variables[-1].mean_field = block
-        if times:
-            variables.append(keras.Variable(rng.uniform(0, horizon, n), dtype="float32"))
-            variables[-1].mean_field = time
+        with keras.name_scope(name):
+            kernel = rng.normal(size=(n, 2, 2))
+            variables.append(keras.Variable(kernel, dtype="float32", name="kernel"))
+            variables[-1].mean_field = block
+            bias = rng.normal(size=(n, 2))
+            variables.append(keras.Variable(bias, dtype="float32", name="bias"))
+            variables[-1].mean_field = block
+            if times:
+                start = rng.uniform(0, horizon, n)
+                variables.append(keras.Variable(start, dtype="float32", name="times"))
+                variables[-1].mean_field = time
     return variables
 
 
@@ -128,14 +133,19 @@ def numpy_sgd(
     clipnorm=None,
     global_clipnorm=None,
     clipvalue=None,
+    multipliers=None,
 ):
     """The optimizer in plain NumPy (float64); `rate` may be a function of the step."""
+    multipliers = multipliers or [1.0] * len(weights)
     weights = [np.array(w, "float64") for w in weights]
     velocities = [np.zeros_like(w) for w in weights]
     for step, gradients in enumerate(steps):
         base_rate = rate(step) if callable(rate) else rate
-        total = math.sqrt(sum((g**2).sum() for g in gradients))
+        moving = [g for g, multiplier in zip(gradients, multipliers, strict=True) if multiplier]
+        total = math.sqrt(sum((g**2).sum() for g in moving))
         for i, (g, info) in enumerate(zip(gradients, infos, strict=True)):
+            if multipliers[i] == 0:
+                continue
             is_time = info is not None and info.kind == "time"
             if clipnorm:
                 g = g * min(1.0, clipnorm / np.linalg.norm(g))
@@ -149,8 +159,8 @@ def numpy_sgd(
                 if coupled:
                     g = g + weight_decay * weights[i]
                 else:
-                    weights[i] = weights[i] * (1 - base_rate * weight_decay)
-            own_rate = base_rate * (time_multiplier if is_time else 1.0)
+                    weights[i] = weights[i] * (1 - base_rate * multipliers[i] * weight_decay)
+            own_rate = base_rate * multipliers[i] * (time_multiplier if is_time else 1.0)
             velocities[i] = momentum * velocities[i] - own_rate * g
             if nesterov:
                 weights[i] = weights[i] + momentum * velocities[i] - own_rate * g
@@ -236,6 +246,43 @@ GOLDEN = {
             "time_multiplier": 0.5,
             "scaling": True,
             "global_clipnorm": 1.5,
+        },
+    ),
+    "multipliers, decoupled": (
+        {
+            "momentum": 0.9,
+            "weight_decay": 0.3,
+            "time_learning_rate_multiplier": 3.0,
+            "global_clipnorm": 1.5,
+            # The last that matches counts: of what "stage2" matches, one is left to it.
+            "learning_rate_multipliers": {"*": 0.5, "stage2": 2.0, "stage?/times": 0.25, "bias": 0},
+        },
+        {
+            "momentum": 0.9,
+            "weight_decay": 0.3,
+            "time_multiplier": 3.0,
+            "global_clipnorm": 1.5,
+            "multipliers": [0.5, 0, 0.5, 0, 0.25, 2.0, 0, 0.25],
+        },
+    ),
+    "multipliers, coupled": (
+        {
+            "momentum": 0.8,
+            "nesterov": True,
+            "weight_decay": 0.3,
+            "coupled_weight_decay": True,
+            "mean_field_scaling": True,
+            "clipnorm": 0.7,
+            "learning_rate_multipliers": {"stem/*": 3.0, "*e1": 0.0, "stage2/[bt]*": 0.1},
+        },
+        {
+            "momentum": 0.8,
+            "nesterov": True,
+            "weight_decay": 0.3,
+            "coupled": True,
+            "scaling": True,
+            "clipnorm": 0.7,
+            "multipliers": [3.0, 3.0, 0, 0, 0, 1.0, 0.1, 0.1],
         },
     ),
 }
@@ -457,6 +504,62 @@ def test_no_noise_where_the_rate_is_zero():
     np.testing.assert_allclose(ops.convert_to_numpy(block), before + 0.9 * velocity, rtol=1e-5)
 
 
+def test_what_is_frozen_stays_to_the_bit():
+    rng = np.random.default_rng(0)
+    variables = bare_variables(rng)
+    optimizer = MeanFieldSGD(
+        0.1,
+        0.9,
+        weight_decay=0.1,
+        noise_temperature=0.1,
+        seed=0,
+        use_ema=True,
+        learning_rate_multipliers={"stage1": 0.0, "stem/bias": 0},
+    )
+    optimizer.build(variables)
+    for slot in optimizer.momentums:  # of a training that did not freeze
+        slot.assign(rng.normal(size=slot.shape))
+    before, slots = values(variables), values(optimizer.momentums)
+    for _ in range(4):
+        apply(optimizer, [rng.normal(size=v.shape) for v in variables], variables)
+    after = values(variables)
+    optimizer.finalize_variable_values(variables)  # averages of weights
+    for i, frozen in enumerate([False, True, True, True, True, False, False, False]):
+        for new in (after[i], values(variables)[i]):
+            assert np.array_equal(new, before[i]) == frozen
+        assert np.array_equal(values(optimizer.momentums)[i], slots[i]) == frozen
+
+
+def test_with_all_frozen_only_steps_are_counted():
+    variables = bare_variables(np.random.default_rng(0))
+    before = values(variables)
+    optimizer = MeanFieldSGD(0.1, weight_decay=0.1, learning_rate_multipliers={"*": 0})
+    apply(optimizer, [np.ones(v.shape) for v in variables], variables)
+    for new, old in zip(values(variables), before, strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert int(ops.convert_to_numpy(optimizer.iterations)) == 1
+
+
+@pytest.mark.once_on_torch
+@pytest.mark.parametrize(
+    "multipliers, message",
+    [
+        ({"stem": 1.0, "Stage*": 2.0}, r"such as 'stem/kernel'.* stem, stage1.*: 'Stage\*'$"),
+        ({"stage1": -0.5}, r"`learning_rate_multipliers\['stage1'\]` must be .* Received: .*=-0.5"),
+        ({"stage1": float("nan")}, "must be a finite number"),
+        ({"stage1": "fast"}, "must be a finite number"),
+        ({1: 1.0}, r"must map patterns.* Received: learning_rate_multipliers=\{1: 1.0\}"),
+        ([("stage1", 1.0)], "must map patterns"),
+    ],
+)
+def test_bad_multipliers_are_refused(multipliers, message):
+    with pytest.raises(ValueError, match=message):
+        MeanFieldSGD(learning_rate_multipliers=multipliers).build(
+            bare_variables(np.random.default_rng(0))
+        )
+
+
+PATTERNS = {"*/kernel": 0.5, "times": 2.0}
 FULL = {
     "learning_rate": 0.02,
     "momentum": 0.9,
@@ -486,7 +589,8 @@ def test_compiled_training_equals_eager_training():
 def test_restored_training_goes_on_with_the_same_weights(tmp_path):
     x, y = data()
     # A seed drawn at random: only the saved state of the generator can bring the noise back.
-    model = particle_model(MeanFieldSGD(**{**FULL, "seed": None}))
+    arguments = {**FULL, "seed": None, "learning_rate_multipliers": PATTERNS}
+    model = particle_model(MeanFieldSGD(**arguments))
     for _ in range(3):
         model.train_on_batch(x, y)
     model.save(tmp_path / "model.keras")
@@ -494,6 +598,7 @@ def test_restored_training_goes_on_with_the_same_weights(tmp_path):
         model.train_on_batch(x, y)
     restored = keras.saving.load_model(tmp_path / "model.keras")
     assert type(restored.optimizer) is MeanFieldSGD
+    assert list(restored.optimizer.learning_rate_multipliers.items()) == list(PATTERNS.items())
     assert int(ops.convert_to_numpy(restored.optimizer.iterations)) == 3
     for _ in range(3):
         restored.train_on_batch(x, y)
@@ -503,7 +608,7 @@ def test_restored_training_goes_on_with_the_same_weights(tmp_path):
 
 def test_gradient_accumulation_equals_the_large_batch():
     x, y = data()
-    args = {**FULL, "clipnorm": None}
+    args = {**FULL, "clipnorm": None, "learning_rate_multipliers": {**PATTERNS, "bias": 0.0}}
     large = particle_model(MeanFieldSGD(**args))
     small = particle_model(MeanFieldSGD(**args, gradient_accumulation_steps=2))
     for _ in range(3):
@@ -617,7 +722,8 @@ def test_mixed_float16_training_skips_a_non_finite_batch():
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        model = particle_model(MeanFieldSGD(**{**FULL, "weight_decay": 0.1}))
+        arguments = {**FULL, "weight_decay": 0.1, "learning_rate_multipliers": PATTERNS}
+        model = particle_model(MeanFieldSGD(**arguments))
     finally:
         keras.config.set_dtype_policy(policy)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -637,8 +743,15 @@ def test_mixed_float16_training_skips_a_non_finite_batch():
 
 
 def test_config_round_trip():
-    optimizer = MeanFieldSGD(**FULL, use_ema=True, ema_momentum=0.9, name="particles")
+    optimizer = MeanFieldSGD(
+        **FULL,
+        use_ema=True,
+        ema_momentum=0.9,
+        name="particles",
+        learning_rate_multipliers=PATTERNS,
+    )
     config = optimizer.get_config()
+    assert config["learning_rate_multipliers"] == PATTERNS
     assert {key: config[key] for key in FULL} == pytest.approx(FULL)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert type(again) is MeanFieldSGD

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from mf_zoo.layers.particles import ParticleInfo, reflect
+from mf_zoo.optimizers.particle_updates import ParticleUpdates, check_number
 
 # What `keras.optimizers.SGD(...)` gives on the active backend. On torch that is a subclass with
 # one update over all variables, which rounds differently from SGD.update_step; to build on the
@@ -18,7 +18,7 @@ _SGD: Any = type(keras.optimizers.SGD.__new__(keras.optimizers.SGD))
 
 
 @keras.saving.register_keras_serializable(package="mf_zoo")
-class MeanFieldSGD(_SGD):
+class MeanFieldSGD(ParticleUpdates, _SGD):
     """SGD with momentum for networks whose depth is a measure over particles.
 
     A particle of a `mf_zoo.layers.MeanFieldStage` is a residual block with a time in `[0, T]`,
@@ -35,13 +35,23 @@ class MeanFieldSGD(_SGD):
 
     1. `g` is clipped if `clipnorm`, `clipvalue` or `global_clipnorm` is given;
     2. `g *= n / T` for particles, if `mean_field_scaling`;
-    3. weight decay: `w -= learning_rate * weight_decay * w`, or, if `coupled_weight_decay`,
+    3. weight decay: `w -= rate * weight_decay * w`, or, if `coupled_weight_decay`,
        `g += weight_decay * w`;
     4. noise, if `noise_temperature` is positive (see below);
     5. `velocity = momentum * velocity - rate * g` and `w += velocity` (Nesterov:
-       `w += momentum * velocity - rate * g`), `rate` being `learning_rate`, for times multiplied
-       by `time_learning_rate_multiplier`;
+       `w += momentum * velocity - rate * g`), `rate` being `learning_rate` times the multiplier
+       of `w` (see below);
     6. times and their velocity are reflected at 0 and `T`.
+
+    **The multiplier** of a variable is the value of the last pattern in
+    `learning_rate_multipliers` that matches it, and 1 if none does; for times it is multiplied by
+    `time_learning_rate_multiplier`. Patterns are those of a shell: `{"*": 0.1, "head*": 1.0}`.
+    A pattern matches a variable if it matches a name in its path, or several names in a row:
+    `"stage1"` matches all that this stage holds, `"times"` the times of every stage and
+    `"stage1/times"` those of one. Multiplier 0 freezes a variable. The optimizer then leaves it out
+    as if it were not trained: it does not decay, its momentum stays what it is, and its gradient
+    does not count in `global_clipnorm`. (`layer.trainable = False` also stops the statistics of
+    BatchNormalization, and saves the computing of gradients.)
 
     **Weight decay** is for matrices and kernels only: it skips times and every variable that has
     no more than one dimension besides the particle axis, that is biases and the scale and shift
@@ -88,18 +98,21 @@ class MeanFieldSGD(_SGD):
         coupled_weight_decay: bool, whether weight decay is added to the gradient (after clipping,
             before momentum) instead of Keras's decoupled decay.
         time_learning_rate_multiplier: non-negative float, the times' learning rate in units of
-            `learning_rate`.
+            `learning_rate`. At 0 times are fixed.
         mean_field_scaling: bool, whether gradients of particles are multiplied by `n / T`.
         noise_temperature: non-negative float, temperature of the Langevin noise on particles,
             blocks and times, in units of the loss (times `n / T` if `mean_field_scaling`).
         seed: non-negative int or `None` (a seed drawn at random). It sets the noise; the state of
             the generator is a variable of the optimizer, saved and restored with it.
+        learning_rate_multipliers: dict of patterns of names to non-negative floats, the learning
+            rates of what they match in units of `learning_rate`; or `None`.
         **kwargs: arguments of every Keras optimizer: `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
             `gradient_accumulation_steps`, `name`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or, when the optimizer is built, if a
+            pattern matches no variable.
 
     Example:
 
@@ -130,15 +143,11 @@ class MeanFieldSGD(_SGD):
         mean_field_scaling: bool = False,
         noise_temperature: float = 0.0,
         seed: int | None = None,
+        learning_rate_multipliers: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in {
-            "weight_decay": 0.0 if weight_decay is None else weight_decay,
-            "time_learning_rate_multiplier": time_learning_rate_multiplier,
-            "noise_temperature": noise_temperature,
-        }.items():
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be a finite number >= 0. Received: {name}={value}")
+        check_number("weight_decay", 0.0 if weight_decay is None else weight_decay)
+        check_number("noise_temperature", noise_temperature)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise ValueError(f"`seed` must be an integer >= 0 or None. Received: seed={seed}")
         super().__init__(
@@ -148,9 +157,10 @@ class MeanFieldSGD(_SGD):
             weight_decay=weight_decay,
             **kwargs,
         )
+        self._set_particle_rules(
+            time_learning_rate_multiplier, mean_field_scaling, learning_rate_multipliers
+        )
         self.coupled_weight_decay = bool(coupled_weight_decay)
-        self.time_learning_rate_multiplier = float(time_learning_rate_multiplier)
-        self.mean_field_scaling = bool(mean_field_scaling)
         self.noise_temperature = float(noise_temperature)
         self.seed = seed
         if self.noise_temperature > 0:
@@ -160,66 +170,15 @@ class MeanFieldSGD(_SGD):
             self._noise_generator = keras.random.SeedGenerator(int(start))
             self._track_variable(self._noise_generator.state)
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Create the slots of `variables` and note which of them are particles.
-
-        Args:
-            variables: the model's trainable variables.
-        """
-        if self.built:
-            return
-        super().build(variables)
-        # By index: on TensorFlow `update_step` gets raw variables that lack `mean_field`.
-        self._particles = [getattr(variable, "mean_field", None) for variable in variables]
-        self._decays = [
-            _decays(variable, info)
-            for variable, info in zip(variables, self._particles, strict=True)
-        ]
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update one variable (TensorFlow and JAX)."""
-        index = self._get_variable_index(variable)
-        rate = self._rate(index, learning_rate)
-        gradient = self._force(index, gradient, variable, rate)
-        super().update_step(gradient, variable, rate)
-        self._reflect(index, variable)
-
-    def _parallel_update_step(self, grads: Any, variables: Any, learning_rate: Any) -> None:
-        """Update all variables (torch, whose SGD updates those of one rate together)."""
-        indices = [self._get_variable_index(variable) for variable in variables]
-        triples = list(zip(indices, grads, variables, strict=True))
-        for own_rate in (False, True):
-            members = [triple for triple in triples if self._has_own_rate(triple[0]) == own_rate]
-            if members:
-                rate = self._rate(members[0][0], learning_rate)
-                super()._parallel_update_step(
-                    [self._force(index, gradient, v, rate) for index, gradient, v in members],
-                    [v for _, _, v in members],
-                    rate,
-                )
-        for index, variable in zip(indices, variables, strict=True):
-            self._reflect(index, variable)
-
-    def _has_own_rate(self, index: int) -> bool:
-        return _is_time(self._particles[index]) and self.time_learning_rate_multiplier != 1.0
-
-    def _rate(self, index: int, learning_rate: Any) -> Any:
-        if self._has_own_rate(index):
-            return learning_rate * self.time_learning_rate_multiplier
-        return learning_rate
-
-    def _force(self, index: int, gradient: Any, variable: Any, rate: Any) -> Any:
+    def _particle_force(self, index: int, gradient: Any, variable: Any, rate: Any) -> Any:
         """The clipped gradient with scaling, coupled weight decay and noise."""
-        info = self._particles[index]
-        if info is not None and self.mean_field_scaling and info.num_particles != info.horizon:
-            scale = info.num_particles / info.horizon
-            gradient = ops.multiply(gradient, ops.cast(scale, gradient.dtype))
+        gradient = super()._particle_force(index, gradient, variable, rate)
         if self.coupled_weight_decay and self.weight_decay and self._use_weight_decay(variable):
             value = ops.convert_to_tensor(variable)
             gradient = ops.add(
                 gradient, ops.multiply(value, ops.cast(self.weight_decay, value.dtype))
             )
-        if info is not None and self.noise_temperature > 0:
+        if self._particles[index] is not None and self.noise_temperature > 0:
             rate = ops.cast(rate, "float32")
             moving = rate > 0
             variance = 2.0 * (1.0 - self.momentum) * self.noise_temperature
@@ -229,37 +188,16 @@ class MeanFieldSGD(_SGD):
             gradient = ops.subtract(gradient, ops.cast(amplitude * noise, gradient.dtype))
         return gradient
 
-    def _reflect(self, index: int, variable: Any) -> None:
-        """Fold times into `[0, T]` and turn the momentum of those that met a wall."""
-        info = self._particles[index]
-        if not _is_time(info):
-            return
-        times, sign = reflect(ops.convert_to_tensor(variable), info.horizon)
-        self.assign(variable, times)
-        if self.momentum != 0:
-            velocity = self.momentums[index]
-            self.assign(velocity, ops.multiply(velocity, ops.cast(sign, velocity.dtype)))
-
-    def _use_weight_decay(self, variable: Any) -> bool:
-        return self._decays[self._get_variable_index(variable)] and super()._use_weight_decay(
-            variable
-        )
-
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        if self.coupled_weight_decay:
-            return
-        # Only what decays, with the user's exclusions too: Keras on torch fails when nothing does.
-        variables = [v for v in variables if self._use_weight_decay(v)]
-        if variables:
+        if not self.coupled_weight_decay:
             super()._apply_weight_decay(variables)
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration, enough to make the same optimizer anew."""
         return {
             **super().get_config(),
+            **self._particle_rules(),
             "coupled_weight_decay": self.coupled_weight_decay,
-            "time_learning_rate_multiplier": self.time_learning_rate_multiplier,
-            "mean_field_scaling": self.mean_field_scaling,
             "noise_temperature": self.noise_temperature,
             "seed": self.seed,
         }
@@ -268,13 +206,3 @@ class MeanFieldSGD(_SGD):
 # For `model.compile("MeanFieldSGD")`: `keras.optimizers.get` looks for a name as it is given, and
 # the one that the class is registered under, and saved with, is "mf_zoo>MeanFieldSGD".
 keras.saving.get_custom_objects()["MeanFieldSGD"] = MeanFieldSGD
-
-
-def _is_time(info: ParticleInfo | None) -> bool:
-    return info is not None and info.kind == "time"
-
-
-def _decays(variable: keras.Variable, info: ParticleInfo | None) -> bool:
-    """Whether a variable is more than a vector (of each particle) and no time."""
-    dimensions = len(variable.shape) - (info is not None)
-    return dimensions > 1 and not _is_time(info)
