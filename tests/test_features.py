@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from networks import KINDS, SMALL, close, small
+from networks import SMALL, close, small
 
 import mf_zoo
 from mf_zoo import applications, data, deploy
@@ -18,6 +18,7 @@ from mf_zoo.theory import cut, vjp
 
 BACKEND = keras.config.backend()
 IMAGES = data.sample("cifar10")[0][:2].astype("float32")
+CROPS = IMAGES[:, 10:16, 10:16]
 ALL = ["*", "*/*"]
 
 
@@ -76,10 +77,11 @@ def _template(stage):
 
 
 def tiny(name="tiny", **arguments):
-    """A model of a few layers, for what is compiled or saved."""
+    """A model of a few layers for crops of images, which every backend is quick to run."""
+    first = keras.config.image_data_format() == "channels_first"
     model = keras.Sequential(
         [
-            keras.Input((6, 6, 3)),
+            keras.Input((3, 6, 6) if first else (6, 6, 3)),
             layers.Conv2D(4, 3, strides=2, padding="same", name="first"),
             MeanFieldStage(BasicBlock(4), 3, activation="relu", name="one", **arguments),
             layers.GlobalAveragePooling2D(name="pooled"),
@@ -90,6 +92,7 @@ def tiny(name="tiny", **arguments):
     return randomized(model)
 
 
+@pytest.mark.once_on_torch
 def test_states_are_those_of_a_pass_by_hand():
     model = randomized(small("basic"))
     found = run(mf_zoo.features(model, [*ALL, "stem_relu", "predictions"]))
@@ -111,12 +114,11 @@ def test_blocks_are_counted_in_the_order_of_their_times_at_the_time_of_the_call(
     model = tiny()
     (stage,) = stages(model)
     names = ["one/entry", *(f"one/{position}" for position in range(3))]
-    extractor = mf_zoo.features(model, names)
-    images, seen = IMAGES[:, :6, :6], []
+    extractor, seen = mf_zoo.features(model, names), []
     for times in ([0.5, 1.5, 3.0], [1.5, 0.5, 3.0], [3.0, 0.2, 0.1]):
         stage.times.assign(times)
         # `predict` is compiled at the first time and has to see the others.
-        found = extractor.predict(images, verbose=0)
+        found = extractor.predict(CROPS, verbose=0)
         for name, state in zip(names, by_hand(stage, found["one/entry"]), strict=True):
             close(found[name], state)
         seen.append(found["one/0"])
@@ -131,7 +133,8 @@ def _shape(kind):
     return [(16 * widths, 1), (32 * widths, 2), (64 * widths, 4)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.once_on_torch
+@pytest.mark.parametrize("kind", SMALL)
 def test_every_kind_of_network_has_the_same_names(kind):
     model = randomized(small(kind))
     info = mf_zoo.feature_info(model)
@@ -176,6 +179,7 @@ def test_states_of_wide_plain_and_imagenet_networks():
         close(ours[name], theirs[name])
 
 
+@pytest.mark.once_on_torch
 def test_gradients_flow_to_the_images_and_nothing_else_is_computed():
     model = randomized(small("pre-activation"))
     extractor = mf_zoo.features(model, "stage2/0")
@@ -204,7 +208,7 @@ def test_training_on_a_state_trains_what_comes_before_it():
     order = [block.particle for block in stage.blocks()]
     extractor = mf_zoo.features(model, ["one/1"])
     extractor.compile(keras.optimizers.SGD(0.01), loss={"one/1": "mse"})
-    images = IMAGES[:, :6, :6] / 255
+    images = CROPS / 255
     targets = np.zeros((len(images), *extractor.output["one/1"].shape[1:]))
     extractor.fit(images, {"one/1": targets}, epochs=1, verbose=0)
     after = {block.particle: block.weights for block in stage.blocks()}
@@ -215,7 +219,7 @@ def test_training_on_a_state_trains_what_comes_before_it():
 
 def test_saved_and_loaded(tmp_path):
     model = tiny()
-    images = IMAGES[:, :6, :6]
+    images = CROPS
     names = ["one/entry", "one/0", "one/2", "one", "features", "scores"]
     extractor = mf_zoo.features(model, names)
     expected = run(extractor, images)
@@ -235,6 +239,7 @@ def test_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(run(loaded, images)["one/0"], moved["one/0"])
 
 
+@pytest.mark.once_on_torch
 def test_a_body_under_a_head_of_its_own():
     body = randomized(small("basic", include_top=False, pooling="avg", name="body"))
     inputs = keras.Input((32, 32, 3))
@@ -254,6 +259,7 @@ def test_a_body_under_a_head_of_its_own():
     assert set(extractor.output) == {*names, "body", "animals"}
 
 
+@pytest.mark.once_on_torch
 def test_the_model_is_as_before():
     model = randomized(small("basic"))
     config, weights = model.get_config(), model.get_weights()
@@ -287,7 +293,7 @@ def test_the_model_is_as_before():
 def test_stages_of_every_kind(arguments):
     model = tiny(**arguments)
     (stage,) = stages(model)
-    images = IMAGES[:, :6, :6]
+    images = CROPS
     extractor = mf_zoo.features(model, ["*/*", "scores"])
     found = run(extractor, images)
     for position, state in enumerate(stage.states(model.get_layer("first")(images))):
@@ -300,33 +306,31 @@ def test_stages_of_every_kind(arguments):
 
 
 def test_states_in_mixed_precision():
-    model = randomized(small("basic"))
-    exact = run(mf_zoo.features(model, ALL))
+    model = tiny()
+    exact = run(mf_zoo.features(model, ALL), CROPS)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        half = small("basic")
+        half = tiny()
     finally:
         keras.config.set_dtype_policy(before)
-    half.set_weights(model.get_weights())
     extractor = mf_zoo.features(half, ALL)
-    states = extractor(IMAGES, training=False)
+    states = extractor(CROPS, training=False)
     assert {keras.backend.standardize_dtype(state.dtype) for state in states.values()} == {
         "bfloat16"
     }
-    for name, state in run(extractor).items():
+    for name, state in run(extractor, CROPS).items():
         close(state, exact[name], 0.1)
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="its CPU convolves channels last alone")
 def test_states_with_channels_first():
-    model = randomized(small("basic"))
-    expected, info = run(mf_zoo.features(model, ALL)), mf_zoo.feature_info(model)
+    model = tiny()
+    expected, info = run(mf_zoo.features(model, ALL), CROPS), mf_zoo.feature_info(model)
     keras.config.set_image_data_format("channels_first")
     try:
-        first = small("basic")
-        first.set_weights(model.get_weights())
-        found = run(mf_zoo.features(first, ALL), IMAGES.transpose(0, 3, 1, 2))
+        first = tiny()
+        found = run(mf_zoo.features(first, ALL), CROPS.transpose(0, 3, 1, 2))
         for name, (shape, *rest) in mf_zoo.feature_info(first).items():
             assert [*rest] == [*info[name][1:]]
             assert shape == found[name].shape[1:] == expected[name].transpose(0, 3, 1, 2).shape[1:]
@@ -336,6 +340,7 @@ def test_states_with_channels_first():
         close(found[name].transpose(0, 2, 3, 1), state)
 
 
+@pytest.mark.once_on_torch
 def test_the_shipped_network_on_real_images():
     model = applications.MFResNet20(weights="cifar10", classifier_activation=None)
     images, labels = data.sample("cifar10")
