@@ -8,9 +8,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hub import Hub
 
+import mf_zoo
 from mf_zoo import applications, data, weights
 from mf_zoo.cli import main
 from mf_zoo.reporting import model_card
@@ -18,80 +18,59 @@ from mf_zoo.reporting import model_card
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
-def python(code, hub, tmp_path, *arguments):
-    """Runs a program that takes the stand-in for the Hub."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    env |= {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": "hf_of_nobody",
-        # The stand-in has no storage of its own for large files.
-        **{"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"},
-        "PYTHONPATH": str(ROOT / "tests"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+ENVIRONMENT = {
+    "HF_TOKEN": "hf_of_nobody",
+    # The stand-in has no storage of its own for large files.
+    **{"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"},
+}
+# Another process, which knows nothing of mf_zoo.
+LOAD = """
+    import sys
+
+    import keras
+    import numpy as np
+
+    model = keras.saving.load_model("hf://lab/mfresnet20")
+    np.save("found.npy", model.predict(np.load("images.npy"), verbose=0))
+    assert not [name for name in sys.modules if name.split(".")[0] == "mf_zoo"]
+"""
 
 
 @pytest.mark.once_on_torch
-def test_a_folded_network_is_shared_and_loaded_by_keras_alone(tmp_path):
+def test_a_folded_network_is_shared_and_loaded_by_keras_alone(tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     with Hub() as hub:
-        # What docs/weights.md says.
-        python(
-            """
-            import huggingface_hub
-            import numpy as np
-
-            import mf_zoo
-
-            model = mf_zoo.applications.MFResNet20(weights="cifar10")
-            mf_zoo.deploy.fold(model).save("hf://lab/mfresnet20")
-            card = mf_zoo.reporting.model_card("MFResNet20", "cifar10", "lab/mfresnet20")
-            huggingface_hub.upload_file(
-                path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id="lab/mfresnet20"
-            )
-
-            images = mf_zoo.data.sample("cifar10")[0][::10].astype("float32")
-            np.save("images.npy", images)
-            np.save("expected.npy", model.predict(images, verbose=0))
-            """,
-            hub,
-            tmp_path,
+        # huggingface_hub, which Keras imports, has read HF_ENDPOINT already.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        model = applications.MFResNet20(weights="cifar10")
+        mf_zoo.deploy.fold(model).save("hf://lab/mfresnet20")
+        card = model_card("MFResNet20", "cifar10", "lab/mfresnet20")
+        huggingface_hub.upload_file(
+            path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id="lab/mfresnet20"
         )
         first, second = hub.commits
         assert first[0] == "lab/mfresnet20" and second == ("lab/mfresnet20", ["README.md"])
         assert {"README.md", "config.json", "metadata.json", "model.weights.h5"} <= set(first[1])
         # The card took the place of the one that Keras writes.
-        shared = hub.repositories["lab/mfresnet20"]["README.md"].decode()
-        assert shared == model_card("MFResNet20", "cifar10", "lab/mfresnet20")
+        assert hub.repositories["lab/mfresnet20"]["README.md"].decode() == card
+        images, labels = data.sample("cifar10")
+        images, labels = images[::10].astype("float32"), labels[::10]
+        np.save(tmp_path / "images.npy", images)
         hub.requests.clear()
-        python(
-            """
-            import sys
-
-            import keras
-            import numpy as np
-
-            model = keras.saving.load_model("hf://lab/mfresnet20")
-            np.save("found.npy", model.predict(np.load("images.npy"), verbose=0))
-            assert not [name for name in sys.modules if name.split(".")[0] == "mf_zoo"]
-            """,
-            hub,
-            tmp_path,
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(LOAD)],
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
+        assert done.returncode == 0, done.stderr[-3000:]
         assert {method for method, _ in hub.requests} == {"GET", "HEAD"}
-    expected, found = np.load(tmp_path / "expected.npy"), np.load(tmp_path / "found.npy")
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    labels = data.sample("cifar10")[1][::10]
+    found = np.load(tmp_path / "found.npy")
+    np.testing.assert_allclose(found, model.predict(images, verbose=0), atol=1e-5)
     assert np.mean(found.argmax(1) == labels) >= 0.8
 
 
