@@ -126,13 +126,6 @@ def test_blocks_are_counted_in_the_order_of_their_times_at_the_time_of_the_call(
     assert [block.particle for block in stage.blocks()] == [2, 1, 0]
 
 
-def _shape(kind):
-    """Channels and reduction of each stage of a small network."""
-    widths = {"basic": 1, "identity": 1, "ResNeXt": 4}.get(kind.split()[0], 1)
-    widths = 4 if "bottleneck" in kind else widths
-    return [(16 * widths, 1), (32 * widths, 2), (64 * widths, 4)]
-
-
 @pytest.mark.once_on_torch
 @pytest.mark.parametrize("kind", SMALL)
 def test_every_kind_of_network_has_the_same_names(kind):
@@ -148,9 +141,8 @@ def test_every_kind_of_network_has_the_same_names(kind):
         for name, state in zip(blocks, states[1:], strict=True):
             close(found[name], ops.convert_to_numpy(state))
     assert list(info) == [*expected, "features"]
-    for name, (channels, reduction) in zip(
-        ("stage1", "stage2", "stage3"), _shape(kind), strict=True
-    ):
+    for number, channels in enumerate(SMALL[kind].channels):
+        name, reduction = f"stage{number + 1}", 2**number
         side = 32 // reduction
         assert info[name] == ((side, side, channels), channels, reduction)
         assert found[name].shape == (2, *info[name].shape)
@@ -369,6 +361,7 @@ def test_names_and_patterns():
         *("stem", "stage1", "stage2", "stage3", "scores")
     ]
     assert mf_zoo.features(model).name == "small_features"
+    assert {"features", "feature_info"} <= set(dir(mf_zoo))
 
 
 @pytest.mark.once_on_torch
