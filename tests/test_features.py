@@ -261,9 +261,18 @@ def test_the_model_is_as_before():
     for ours, theirs in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [stage.name for stage in cut(model).stages] == ["stage1", "stage2", "stage3"]
-    # States after stages are what the folded network has, too.
-    found, folded = run(extractor), run(deploy.fold(extractor))
     assert list(extractor.output) == ["stage1", "stage2", "stage3"]
+
+
+@pytest.mark.once_on_torch
+@pytest.mark.parametrize("kind", ["basic", "pre-activation"])
+@pytest.mark.parametrize("names", [ALL, ["stage1/0", "stage2/entry"]], ids=["all", "two"])
+def test_states_of_the_folded_network(kind, names):
+    extractor = mf_zoo.features(randomized(small(kind)), names)
+    plain = deploy.fold(extractor)
+    assert {type(layer).__module__.split(".")[0] for layer in plain.layers} == {"keras"}
+    found, folded = run(extractor), run(plain)
+    assert set(found) == set(folded)
     for name, state in found.items():
         close(folded[name], state)
 
