@@ -14,6 +14,11 @@ from mf_zoo.applications.inputs import cifar10_normalization
 from mf_zoo.chains import Chain
 from mf_zoo.layers import BatchNormalization, Conv2D, MeanFieldStage
 
+# The last layer of the stem: of these names the first that a network has.
+STEM_LAYERS = ("stem_pool", "stem_relu", "stem_conv")
+# What follows the last stage of pre-activation networks.
+LAST_LAYER = "last_relu"
+
 
 def residual_function(architecture: Architecture, stage: int, **arguments: Any) -> layers.Layer:
     """A new residual function of a stage, counted from 0."""
@@ -145,7 +150,7 @@ def assemble(
             **{"train_times": False, **stage_arguments},
         )(x)
     if architecture.preactivation:
-        x = layers.ReLU(name="last_relu")(_normalization(architecture.normalization, "last_bn")(x))
+        x = layers.ReLU(name=LAST_LAYER)(_normalization(architecture.normalization, "last_bn")(x))
     if include_top:
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
         x = layers.Dense(classes, name="predictions")(x)

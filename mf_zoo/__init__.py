@@ -24,12 +24,16 @@ _SUBPACKAGES = (
     "weights",
 )
 
-__all__ = ["__version__", *_SUBPACKAGES]
+_FUNCTIONS = {"feature_info": "applications.features", "features": "applications.features"}
+
+__all__ = ["__version__", *_FUNCTIONS, *_SUBPACKAGES]
 
 
 def __getattr__(name: str):
     if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,9 +19,15 @@ _LEFT_OUT = {"mf_zoo.tuning.ray"}
 
 def _modules():
     yield mf_zoo
-    for found in pkgutil.walk_packages(mf_zoo.__path__, "mf_zoo."):
-        if found.name not in _LEFT_OUT and not found.name.endswith("__main__"):
-            yield importlib.import_module(found.name)
+    # In a checkout `applications` and `weights` lie beside the package, not in it.
+    roots = [mf_zoo, mf_zoo.applications, mf_zoo.weights]
+    names = {root.__name__ for root in roots[1:]}
+    for root in roots:
+        walk = pkgutil.walk_packages(root.__path__, f"{root.__name__}.")
+        names |= {found.name for found in walk}
+    for name in sorted(names - _LEFT_OUT):
+        if not name.endswith("__main__"):
+            yield importlib.import_module(name)
 
 
 def _examples():

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import mf_zoo
 from mf_zoo import applications, data
 from mf_zoo.layers import stages
+from mf_zoo.theory import vjp
 
 
 def example(name):
@@ -129,3 +131,38 @@ def test_transfer_compares_equal_trainings_and_runs_none_twice(
     assert printed == f"| `MFResNet20` | cifar100 | 500 | 2 | {a} | cifar10 | {b} |"
     guide.main(arguments)
     assert len(trained) == 2 and capsys.readouterr().out.splitlines()[-1] == printed
+
+
+@pytest.mark.once_on_torch
+def test_heat_maps_are_those_of_the_formula(tmp_path, capsys):
+    guide = example("grad_cam")
+    path = tmp_path / "cam.png"
+    layers = ["stage3/entry", "stage3/0", "stage3"]
+    maps = guide.main(["--images", "3", "--output", str(path), "--layers", *layers])
+    assert path.read_bytes().startswith(b"\x89PNG") and "stage3/0" in capsys.readouterr().out
+
+    model = applications.MFResNet20(weights="cifar10", classifier_activation=None)
+    images, labels = data.sample("cifar10")
+    images = images[[int(np.argmax(labels == label)) for label in range(3)]].astype("float32")
+    found = mf_zoo.features(model, layers).predict(images, verbose=0)
+    answers = model.predict(images, verbose=0).argmax(1)
+    kernel, bias = model.get_layer("predictions").get_weights()
+    # Before a mean over the places and a linear classifier the weight of a channel is the
+    # classifier's own, divided by the number of places.
+    last = np.einsum("kb,bijk->bij", kernel[:, answers], found["stage3"]) / 8**2
+    np.testing.assert_allclose(maps["stage3"], np.maximum(last, 0), rtol=1e-3, atol=1e-5)
+    # From the state before the last block on, by hand and automatic differentiation.
+    stage = stages(model)[2]
+
+    def score(x):
+        after = keras.ops.relu(x + stage.update(x, 1))
+        scores = keras.ops.mean(after, (1, 2)) @ keras.ops.convert_to_tensor(
+            kernel
+        ) + keras.ops.convert_to_tensor(bias)
+        return keras.ops.sum(scores * keras.ops.one_hot(answers, 10))
+
+    _, (slope,) = vjp(score, [found["stage3/0"]])
+    weights = keras.ops.convert_to_numpy(slope).mean((1, 2))
+    expected = np.maximum(np.einsum("bk,bijk->bij", weights, found["stage3/0"]), 0)
+    assert expected.max() > 0
+    np.testing.assert_allclose(maps["stage3/0"], expected, rtol=1e-3, atol=1e-5)

@@ -1,8 +1,9 @@
-"""`mf-zoo list` and `mf-zoo info`: what is in the zoo."""
+"""`mf-zoo list`, `mf-zoo info` and `mf-zoo card`: what is in the zoo."""
 
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from mf_zoo.errors import UserError, user_errors
@@ -27,6 +28,22 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_info)
+
+    parser = commands.add_parser(
+        "card",
+        help="describe registered weights as a model card",
+        description="Write the model card of registered weights, Markdown with the metadata that "
+        "the Hugging Face Hub reads.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="such as MFResNet20")
+    parser.add_argument(
+        "--weights", metavar="NAME", default="cifar10", help="registered name (default: cifar10)"
+    )
+    parser.add_argument(
+        "--repository", metavar="USER/NAME", help="where the folded network lies on the Hub"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.set_defaults(run=_card)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -117,3 +134,17 @@ def _info(options: argparse.Namespace) -> None:
         )
     if not records:
         print("weights        none registered")
+
+
+def _card(options: argparse.Namespace) -> None:
+    from mf_zoo import files
+    from mf_zoo.reporting import model_card
+
+    with user_errors():
+        text = model_card(options.model, options.weights, options.repository)
+    if options.output is None:
+        print(text, end="")
+    else:
+        files.write_atomically(
+            options.output, lambda partial: partial.write_text(text, encoding="utf-8")
+        )

@@ -15,6 +15,7 @@ from mf_zoo.layers import (
     EulerIntegrator,
     GroupedConv2D,
     MeanFieldStage,
+    StageStates,
 )
 from mf_zoo.layers.grouped_conv2d import _merged
 from mf_zoo.layers.residual_function import ResidualFunction
@@ -104,6 +105,8 @@ def _graph(model: Any) -> keras.Model:
 
 def _check(operation: Any) -> None:
     """Raises ValueError unless Keras's own layers can take its place."""
+    if isinstance(operation, StageStates):
+        operation = operation.stage
     if isinstance(operation, MeanFieldStage):
         block = operation.template()
         if not isinstance(block, ResidualFunction):
@@ -171,14 +174,18 @@ class _Folding:
     def __call__(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if layer.name in self.folded:
             return args[0]
-        if isinstance(layer, (MeanFieldStage, ResidualFunction)):
+        if isinstance(layer, (MeanFieldStage, StageStates, ResidualFunction)):
             if kwargs.get("training"):
                 raise ValueError(
                     "A stage or residual function must not be called in training mode. "
                     f"Received: {layer.name!r} called with training=True"
                 )
-            expand = self._stage if isinstance(layer, MeanFieldStage) else self._residual_function
-            return expand(layer, args[0])
+            if isinstance(layer, ResidualFunction):
+                return self._residual_function(layer, args[0])
+            if isinstance(layer, MeanFieldStage):
+                return self._states(layer, args[0])[-1]
+            states = self._states(layer.stage, args[0])
+            return [states[position] for position in layer.positions]
         chain = [layer]
         while (name := self.followers.get(chain[-1].name)) is not None:
             chain.append(self.operations[name])
@@ -186,10 +193,11 @@ class _Folding:
         self.folded.update(part.name for part in group[1:])
         return self._call(layer.name, group, ops.convert_to_numpy, *args, **kwargs)
 
-    def _stage(self, stage: MeanFieldStage, x: Any) -> Any:
+    def _states(self, stage: MeanFieldStage, x: Any) -> list[Any]:
+        states = [x]
         for one in stage.blocks():
-            x = self._step(stage, one, x)
-        return x
+            states.append(self._step(stage, one, states[-1]))
+        return states
 
     def _step(self, stage: MeanFieldStage, one: Block, x: Any) -> Any:
         block = stage.template()

@@ -27,6 +27,7 @@ from mf_zoo.layers.quadrature import (
     register_rule,
     rules,
 )
+from mf_zoo.layers.stage_states import StageStates
 from mf_zoo.layers.synchronize import synchronize_statistics
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "QuadratureRule",
     "Reflect",
     "ResNeXtBlock",
+    "StageStates",
     "UniformRule",
     "UniformStraightThroughRule",
     "reflect",

@@ -1,4 +1,4 @@
-"""Reporting: tables and pictures from the results of campaigns."""
+"""Reporting: tables and pictures from the results of campaigns, and cards of weights."""
 
 from mf_zoo import lazy
 
@@ -10,6 +10,7 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "cells": "cell",
         "draw": "pictures",
         "markdown": "report",
+        "model_card": "card",
         "read_results": "cell",
         "t_interval": "statistics",
     },

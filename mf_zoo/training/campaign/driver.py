@@ -301,6 +301,10 @@ class _Driver:
             if progress.state == "finished" and line != stored:
                 copy_histories(folder, results, run.name)
             self.stored[run.name] = line
-        ours = set(self.progress)
-        rows += [line for name, line in self.stored.items() if name not in ours]
+        # What a former version of the campaign has finished stays; what it did not get to goes.
+        rows += [
+            line
+            for name, line in self.stored.items()
+            if name not in self.progress and line["state"] == "finished"
+        ]
         files.write_rows(results / RUNS, rows, COLUMNS)
