@@ -504,6 +504,11 @@ def test_finished_runs_are_left_alone_even_when_their_folders_are_gone(fake, tmp
     # Runs that the file does not name any more stay on record.
     assert [row["seed"] for row in rows] == ["2", "2", "3", "3", "1", "1"]
     assert [row for row in rows if row["seed"] != "3"] == before[2:] + before[:2]
+    # Of what it named once, and that never ran, nothing is left.
+    table = tmp_path / "results" / "work" / "runs.csv"
+    idle = {**before[0], "run": "idle", "state": "waiting"}
+    files.write_rows(table, [*rows, idle], list(idle))
+    assert fake(text=longer) == rows
 
 
 @pytest.mark.once
