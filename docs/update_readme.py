@@ -17,6 +17,8 @@ from benchmarks import (
     lesions,
     memory,
     peers,
+    quantization,
+    single_image,
     train_step,
 )
 from benchmarks.scaling import tables
@@ -40,7 +42,11 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/depth.md": {"depth": depth.readme_table, "growth": growth.readme_table},
     "docs/convert.md": {"peers": peers.readme_table},
-    "docs/deploy.md": {"deployment": deployment.readme_table},
+    "docs/deploy.md": {
+        "deployment": deployment.readme_table,
+        "quantization": quantization.readme_table,
+        "single_image": single_image.readme_table,
+    },
     "docs/theory_lesions.md": {
         "lesions": lambda: lesions.readme_table(lesions.LESION),
         "shuffles": lambda: lesions.readme_table(lesions.SHUFFLE),
