@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="PATH",
-        help="default: MODEL-WEIGHTS, -int8, with the right ending",
+        help="default: MODEL-WEIGHTS or MODEL-WEIGHTS-int8, with the right ending",
     )
     parser.add_argument("--logits", action="store_true", help="scores instead of probabilities")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")

@@ -14,9 +14,9 @@ from mf_zoo.deploy.fold import fold
 def inference(model: keras.Model) -> Callable[[Any], np.ndarray]:
     """Folds a model and makes it a compiled function, without what `predict` does around it.
 
-    `model.predict` sets up an iterator, callbacks and a progress bar for every call, and on PyTorch
-    the Python code of each layer runs again for every batch. The function made here is a
-    `tf.function`, a `jax.jit` or a frozen trace of `torch.jit`, of the model that
+    `model.predict` makes an iterator and calls callbacks for every batch, and on PyTorch Keras's
+    Python code of each layer runs for every batch. This function does neither: it is a
+    `tf.function`, a `jax.jit` or a frozen trace of `torch.jit` of the model that
     `mf_zoo.deploy.fold` gives. It keeps the weights of now: what becomes of the model later does
     not change it.
 
@@ -40,13 +40,13 @@ def inference(model: keras.Model) -> Callable[[Any], np.ndarray]:
     >>> classify(images[:1]).shape
     (1, 10)
     """
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or None in model.inputs[0].shape[1:]:
+    plain = fold(model)
+    if len(plain.inputs) != 1 or len(plain.outputs) != 1 or None in plain.inputs[0].shape[1:]:
         raise ValueError(
             "`model` must have one input, of a shape that is fixed but for the batch, and one "
-            f"output. Received: inputs {model.inputs}, outputs {model.outputs}"
+            f"output. Received: inputs {plain.inputs}, outputs {plain.outputs}"
         )
-    shape, dtype = model.inputs[0].shape, model.inputs[0].dtype
-    plain = fold(model)
+    shape, dtype = plain.inputs[0].shape, plain.inputs[0].dtype
     function = _compiled(plain, shape, dtype)
     return lambda inputs: ops.convert_to_numpy(function(np.asarray(inputs, dtype)))
 

@@ -4,8 +4,8 @@
 
 With images for calibration the file is quantized to int8. It runs in a process of its own, for
 writing may need another backend than the caller's, and converters print to the process's own
-standard error. It imports nothing of mf_zoo, so it shows as
-well that the files need nothing of it.
+standard error. It imports nothing of mf_zoo, so it shows as well that the files need nothing of
+it.
 """
 
 import os
