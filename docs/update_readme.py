@@ -17,7 +17,9 @@ from benchmarks import (
     lesions,
     memory,
     peers,
+    quantization,
     robustness,
+    single_image,
     train_step,
 )
 from benchmarks.scaling import tables
@@ -45,7 +47,11 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "robustness": robustness.readme_table,
         "calibration": robustness.readme_calibration,
     },
-    "docs/deploy.md": {"deployment": deployment.readme_table},
+    "docs/deploy.md": {
+        "deployment": deployment.readme_table,
+        "quantization": quantization.readme_table,
+        "single_image": single_image.readme_table,
+    },
     "docs/theory_lesions.md": {
         "lesions": lambda: lesions.readme_table(lesions.LESION),
         "shuffles": lambda: lesions.readme_table(lesions.SHUFFLE),

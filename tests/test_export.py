@@ -114,18 +114,20 @@ RUNTIMES = {"onnx": run_onnx, "litert": run_litert}
 @pytest.mark.parametrize("formats", [("onnx",), ("litert",), ("saved_model", "keras")])
 def test_the_file_computes_what_the_model_does(formats, model, expected, tmp_path):
     paths = [tmp_path / f"model{deploy.FORMATS[format].suffix}" for format in formats]
-    differences = list(map(deploy.export, [model] * len(paths), paths, formats))
+    checks = list(map(deploy.export, [model] * len(paths), paths, formats))
     found = (
         [RUNTIMES[formats[0]](paths[0], IMAGES)]
         if len(formats) == 1
         else run_elsewhere(paths, IMAGES)
     )
-    for (received, first), difference in zip(found, differences, strict=True):
+    for (received, first), check in zip(found, checks, strict=True):
         close(received, expected)
         close(first, expected[:1])
         np.testing.assert_array_equal(received.argmax(1), expected.argmax(1))
         # What it reports is the difference on every tenth image.
-        assert difference == pytest.approx(np.abs(received - expected)[::10].max(), abs=2e-6)
+        difference = np.abs(received - expected)[::10].max()
+        assert check.difference == pytest.approx(difference, abs=2e-6)
+        assert check.relative_error < 1e-5 and check.agreement == 1
     assert set(tmp_path.iterdir()) == set(paths)
 
 
@@ -134,8 +136,84 @@ def test_grouped_convolutions_and_another_size(format, tmp_path, in_process):
     network = randomized(small("ResNeXt", input_shape=(24, 40, 3), classifier_activation="softmax"))
     images = IMAGES[:4, :24].repeat(2, axis=2)[:, :, :40]
     path = tmp_path / f"model{deploy.FORMATS[format].suffix}"
-    assert deploy.export(network, path, format) < 1e-4
+    assert deploy.export(network, path, format).difference < 1e-4
     close(RUNTIMES[format](path, images)[0], network.predict(images, verbose=0))
+
+
+def test_int8_in_litert(model, expected, tmp_path, in_process):
+    path = tmp_path / "model.tflite"
+    check = deploy.export(model, path, "litert", quantize="int8")
+    received, first = run_litert(path, IMAGES)
+    np.testing.assert_array_equal(first, received[:1])
+    # What it says, worked out anew on the images of the sample.
+    error = np.sqrt(((received - expected) ** 2).mean() / (expected**2).mean())
+    agreement = (received.argmax(1) == expected.argmax(1)).mean()
+    assert check.difference == pytest.approx(np.abs(received - expected).max(), rel=1e-3)
+    assert check.relative_error == pytest.approx(error, rel=1e-3) and error < 0.05
+    assert check.agreement == agreement >= 0.98
+    # A byte for each of its 270,000 weights, and probabilities that have no steps of 1/256.
+    assert 270_000 < path.stat().st_size < 330_000
+    np.testing.assert_allclose(received.sum(1), 1, atol=1e-6)
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(str(path))
+    kernels = [
+        tensor["dtype"]
+        for tensor in interpreter.get_tensor_details()
+        if len(tensor["shape"]) == 4 and len(tensor["quantization_parameters"]["scales"]) > 1
+    ]
+    assert kernels == [np.int8] * 21  # one scale for each filter
+
+
+def test_images_for_calibration_set_the_ranges(tmp_path, in_process):
+    # Doubles its input. The largest values are in the last of three batches of calibration.
+    twice = keras.layers.Conv2D(2, 1, use_bias=False)
+    model = keras.Sequential([keras.Input((4, 4, 2)), twice])
+    twice.set_weights([2 * np.eye(2)[None, None]])
+    inputs = np.random.default_rng(0).uniform(-1, 1, (45, 4, 4, 2)).astype("float32")
+    inputs[44, 0, 0] = -2, 6
+    path = tmp_path / "model.tflite"
+    check = deploy.export(model, path, "litert", quantize="int8", calibration=inputs)
+    # Half a step of 8/255 of the input, doubled, and half a step of 16/255 of the output.
+    assert 4 / 255 < check.difference <= 16 / 255
+    received = run_litert(path, inputs[44:])[0]
+    np.testing.assert_allclose(received[0, 0, 0], [-4, 12], atol=16 / 255)  # nothing is beyond
+
+
+def test_int8_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(writer, "run", lambda format, path, images: np.zeros((200, 6, 6, 2)))
+    network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)])
+    with pytest.raises(UserError, match=r"was not kept.*relative error of 1\.$"):
+        deploy.export(network, tmp_path / "model.tflite", "litert", quantize="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_int8(model, tmp_path, monkeypatch):
+    gray = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
+    inputs = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    two = keras.Model(inputs, keras.layers.Add()(inputs))
+    images = np.zeros((2, 8, 8, 3))
+    for network, format, arguments, message in [
+        (model, "litert", {"quantize": "int4"}, r"one of \['int8'\]\. Received: quantize='int4'"),
+        (model, "onnx", {"quantize": "int8"}, r"'litert'.*Received:.*format='onnx'"),
+        (model, "litert", {"calibration": images}, "must come with `quantize`"),
+        (gray, "litert", {"quantize": "int8"}, "`calibration` must be given"),
+        (two, "litert", {"quantize": "int8", "calibration": images}, "Received: 2 inputs"),
+        (
+            gray,
+            "litert",
+            {"quantize": "int8", "calibration": images},
+            r"shape \('n', 8, 8, 1\)\. Received: \(2, 8, 8, 3\)",
+        ),
+    ]:
+        path = tmp_path / f"a{deploy.FORMATS[format].suffix}"
+        with pytest.raises(ValueError, match=message):
+            deploy.export(network, path, format, **arguments)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "ai_edge_quantizer" else find(name)
+    )
+    with pytest.raises(ImportError, match=r"Received: no ai_edge_quantizer$"):
+        deploy.export(model, tmp_path / "a.tflite", "litert", quantize="int8")
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_check(tmp_path):
@@ -251,11 +329,15 @@ def test_arguments(model, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"channels last.*Received: channels first in 'conv2d"):
         deploy.export(channels_first, tmp_path / "a.onnx", "onnx")
-    find = importlib.util.find_spec
+    find, absent = importlib.util.find_spec, ("tf2onnx", "onnx", "jax2onnx")
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "tf2onnx" else find(name)
+        "importlib.util.find_spec", lambda name: None if name in absent else find(name)
     )
-    with pytest.raises(ImportError, match=r"pip install 'mf_zoo\[export\]'\. Received: no tf2onnx"):
+    message = (
+        "tensorflow and tf2onnx, or torch and onnx, or jax and jax2onnx: "
+        r"pip install 'mf_zoo\[export\]'.*Received: no tf2onnx, onnx, jax2onnx$"
+    )
+    with pytest.raises(ImportError, match=message):
         deploy.export(model, tmp_path / "a.onnx", "onnx")
     assert {file.name for file in tmp_path.iterdir()} == {"there.onnx", "folder.onnx", "folder"}
 
@@ -275,5 +357,22 @@ def test_the_command(tmp_path, capsys, monkeypatch, expected, in_process):
     np.testing.assert_allclose(
         np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, rtol=1e-3, atol=1e-5
     )
+    assert cli.main(["export", "MFResNet20", "--format", "onnx", "--quantize", "int8"]) == 2
+    assert "for the format 'litert'" in capsys.readouterr().err
     assert cli.main(["export", "MFResNet110", "--format", "keras"]) == 2
     assert "none are registered" in capsys.readouterr().err
+
+
+def test_the_command_for_int8(tmp_path, capsys, monkeypatch):
+    def export(model, path, format, **arguments):
+        assert (format, arguments) == ("litert", {"quantize": "int8", "overwrite": False})
+        path.write_bytes(bytes(313_000))
+        return deploy.Check(difference=0.1, relative_error=0.0219, agreement=0.995)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deploy, "export", export)
+    assert cli.main(["export", "MFResNet20", "--format", "litert", "--quantize", "int8"]) == 0
+    assert capsys.readouterr().out == (
+        "mfresnet20-cifar10-int8.tflite: 0.3 MB; run by ai_edge_litert on real images, "
+        "relative error 0.022, the same class in 99.5%\n"
+    )

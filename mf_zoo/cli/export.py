@@ -27,9 +27,17 @@ def add_parser(commands: Any) -> None:
         help="keras (Keras alone loads it), onnx (onnxruntime), litert (LiteRT) or saved_model "
         "(a folder for TensorFlow)",
     )
+    parser.add_argument(
+        "--quantize",
+        choices=["int8"],
+        help="with litert: integers of 8 bits, for a quarter of the size",
+    )
     add_weights_arguments(parser)
     parser.add_argument(
-        "--output", type=Path, metavar="PATH", help="default: MODEL-WEIGHTS with the right ending"
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="default: MODEL-WEIGHTS or MODEL-WEIGHTS-int8, with the right ending",
     )
     parser.add_argument("--logits", action="store_true", help="scores instead of probabilities")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -44,15 +52,24 @@ def _export(options: argparse.Namespace) -> None:
     model, _ = load_trained(options.model, weights, options.dataset, activation)
     # Of a file or a run folder the name says which it is.
     stem = Path(weights).name.removesuffix(".weights.h5").removesuffix(".weights.json")
-    default = Path(f"{options.model.lower()}-{stem}{_SUFFIXES[options.format]}")
+    suffix = f"-{options.quantize}" if options.quantize else ""
+    default = Path(f"{options.model.lower()}-{stem}{suffix}{_SUFFIXES[options.format]}")
     output = options.output or default
     with user_errors():
-        difference = deploy.export(model, output, options.format, overwrite=options.overwrite)
+        check = deploy.export(
+            model, output, options.format, quantize=options.quantize, overwrite=options.overwrite
+        )
     runtime = deploy.FORMATS[options.format].runtime
-    checked = (
-        f"not checked: no {runtime} is installed"
-        if difference is None
-        else f"run by {runtime} on real images, outputs differ by at most {difference:.1e}"
-    )
+    if check is None:
+        checked = f"not checked: no {runtime} is installed"
+    elif options.quantize:
+        checked = (
+            f"run by {runtime} on real images, relative error {check.relative_error:.3f}, "
+            f"the same class in {check.agreement:.1%}"
+        )
+    else:
+        checked = (
+            f"run by {runtime} on real images, outputs differ by at most {check.difference:.1e}"
+        )
     size = sum(part.stat().st_size for part in (output, *output.rglob("*")) if part.is_file())
     print(f"{output}: {size / 1e6:.1f} MB; {checked}")

@@ -1,6 +1,7 @@
-"""Networks for use elsewhere: plain Keras layers, and files for other runtimes."""
+"""Networks for use: plain Keras layers, compiled functions, and files for other runtimes."""
 
-from mf_zoo.deploy.export import FORMATS, export
+from mf_zoo.deploy.export import FORMATS, Check, export
 from mf_zoo.deploy.fold import fold
+from mf_zoo.deploy.inference import inference
 
-__all__ = ["FORMATS", "export", "fold"]
+__all__ = ["FORMATS", "Check", "export", "fold", "inference"]
