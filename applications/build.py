@@ -53,12 +53,13 @@ def build(
     record, held = None, None
     if weights is not None and not is_file(weights):
         record, held = loading.registered(model, weights)
-        if shortcut not in (None, record.shortcut):
+        its_shortcut = record.shortcut or held.architecture.shortcut
+        if shortcut not in (None, its_shortcut):
             raise ValueError(
                 f"The registered weights {weights!r} are of {held.name} with "
-                f"shortcut={record.shortcut!r}. Received: shortcut={shortcut!r}"
+                f"shortcut={its_shortcut!r}. Received: shortcut={shortcut!r}"
             )
-        shortcut = record.shortcut
+        shortcut = its_shortcut
     if shortcut is not None:
         architecture = dataclasses.replace(architecture, shortcut=shortcut)
     source = Network(model, architecture, mean_field, None)

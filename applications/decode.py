@@ -43,6 +43,11 @@ def decode_predictions(
         raise ValueError(f"`preds` must be of shape (batch, {expected}). Received: {scores.shape}")
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= classes:
         raise ValueError(f"`top` must be an integer from 1 to {classes}. Received: top={top!r}")
+    if scores.dtype.kind not in "fiu" or np.isnan(scores).any():
+        raise ValueError(
+            "`preds` must be real numbers. Received: "
+            + ("nan among them" if scores.dtype.kind == "f" else f"dtype {scores.dtype}")
+        )
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         [(int(label), record.class_names[label], float(row[label])) for label in labels]

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,30 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Reads a JSON object; `None` if there is no such file.
 
     Raises:
-        UserError: If the file cannot be read or is not JSON.
+        UserError: If the file cannot be read or holds anything else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path.name} must be readable JSON: {error}. Received: {path}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path.name} must hold a JSON object. Received: {type(found).__name__}")
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        ValueError: If it is no TOML, or nested too deep.
+        OSError: If it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path.name} must be TOML: {error}. Received: {path}") from error
 
 
 def sha256(*paths: Path) -> str:
@@ -169,9 +186,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Reads the rows of a CSV file; none if there is no file."""
+    """Reads the rows of a CSV file; none if there is no file.
+
+    Raises:
+        UserError: If it cannot be read, or is no CSV.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path.name} must be readable CSV: {error}. Received: {path}") from error

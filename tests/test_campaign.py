@@ -161,6 +161,17 @@ def _options(command):
             "[[runs]]\nmodel = 'Tiny'\n[[runs]]\nmodel = 'Tiny'\nepochs = 200",
             "run once. Received: 'Tiny-cifar10-paper-seed0' twice",
         ),
+        ("[[runs]]\nmodel = 'Tiny'\nseed = -1", "from 0 to 4294967295. Received: seed=-1"),
+        ("[[runs]]\nmodel = 'Tiny'\nseed = 4294967296", "Received: seed=4294967296"),
+        # Counted before they are multiplied out.
+        (
+            "[[runs]]\nmodel = 'Tiny'\n"
+            + "".join(
+                f"{key} = {list(range(1, 400))}\n" for key in ("seed", "epochs", "batch_size")
+            ),
+            "10,000 runs. Received: 63,521,199 in .*work.toml",
+        ),
+        ("x = " + "[" * 100_000, r"must be TOML.*Received: .*work.toml"),
         ("jobs = 0\n[[runs]]\nmodel = 'Tiny'", "`jobs` must.*Received: jobs=0"),
         (
             "[[runs]]\nmodel = 'TinyPlain'\nhorizon = 1",

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -70,6 +71,8 @@ def test_decoding_100_classes():
         (np.zeros((2, 10)), {"dataset": "cifar100"}, r"\(batch, 100\)\. Received: \(2, 10\)"),
         (np.zeros((2, 10)), {"top": 11}, "from 1 to 10. Received: top=11"),
         (np.zeros((2, 10)), {"dataset": "mnist"}, "Received: name='mnist'"),
+        (np.full((2, 10), np.nan), {}, "Received: nan among them"),
+        (np.full((2, 10), 1j), {}, "Received: dtype complex128"),
     ],
 )
 def test_what_cannot_be_decoded(scores, arguments, message):
@@ -481,3 +484,31 @@ def test_predict_refuses(tmp_path, capsys, arguments, message):
     assert main(["predict", *(a.format(file=file) for a in arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("picture", ["a pipe", "a line"])
+def test_what_would_hang_or_fill_the_memory_is_refused(picture, tmp_path, capsys):
+    file = tmp_path / "a.png"
+    if picture == "a pipe":
+        os.mkfifo(file)
+        message = "must be an ordinary file"
+    else:
+        Image.new("1", (80_000_000, 1)).save(file)
+        message = "80000000 x 1 pixels, a side over 65535"
+    with pytest.raises(data.ImageFileError, match=message):
+        data.read_image(file)
+    assert main(["predict", "MFResNet20", str(file)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.once_on_torch
+def test_weights_that_are_no_numbers_are_an_error(tmp_path, capsys):
+    model = applications.MFResNet20(classes=10)
+    model.layers[-2].kernel.assign(np.full(model.layers[-2].kernel.shape, np.nan))
+    model.save_weights(tmp_path / "nan.weights.h5")
+    file = _save(tmp_path, "a.png", data.sample("cifar10")[0][0])
+    arguments = ["predict", "MFResNet20", str(file), "--weights", str(tmp_path / "nan.weights.h5")]
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert "must be real numbers. Received: nan" in printed.err and "%" not in printed.out

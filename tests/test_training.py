@@ -150,6 +150,14 @@ def test_a_recipe_is_read_from_a_file(tmp_path):
         get_recipe("slow")
 
 
+@pytest.mark.once
+def test_a_recipe_is_based_on_named_ones_alone(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'base = "{file}"')
+    with pytest.raises(ValueError, match=r"`base` must be one of paper, .*Received: base="):
+        load_recipe(file)
+
+
 def test_a_recipe_survives_its_file(tmp_path):
     odd = RECIPES["quick"].replace(
         name='a "b"\\c', description="é\u2028 # no comment", learning_rate=1e-05, horizon=2
@@ -896,8 +904,20 @@ def test_a_damaged_checkpoint_is_refused(finished, cifar10_dir, tmp_path):
     content = bytearray((finished / "checkpoint-0004.keras").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "checkpoint-0004.keras").write_bytes(content)
+    resumed = {"data_dir": cifar10_dir, "output": folder, "resume": True, "eval_every": 3}
     with pytest.raises(UserError, match=r"checkpoint-0004\.keras is missing or damaged"):
-        train("Tiny", data_dir=cifar10_dir, output=folder, resume=True, eval_every=3, **OPTIONS)
+        train("Tiny", **resumed, **OPTIONS)
+    # A state that no run writes: another file than one of its own, an epoch beyond the last.
+    state = json.loads((finished / "state.json").read_text())
+    for change, message in (
+        ({"checkpoint": "../else.keras"}, r"in its folder. Received: '\.\./else\.keras'"),
+        ({"checkpoint": None}, "in its folder. Received: None"),
+        ({"epoch": 10**400}, "from 0 to 4. Received: .*with 1000"),
+        ({"epoch": "4"}, "from 0 to 4. Received: .*with 4"),
+    ):
+        (folder / "state.json").write_text(json.dumps({**state, **change}))
+        with pytest.raises(UserError, match=message):
+            train("Tiny", **resumed, **OPTIONS)
 
 
 def test_mixed_precision_mixup_and_a_holdout(cifar10_dir, tmp_path):

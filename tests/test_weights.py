@@ -145,9 +145,11 @@ def test_record_survives_json():
         ("versions", {"keras": 3}),
         ("train_seconds", float("inf")),
         ("train_seconds", False),
+        ("train_seconds", 10**400),
+        ("horizon", 10**400),
         ("reorder", None),
         ("integrator", ""),
-        ("shortcut", None),
+        ("shortcut", True),
         ("shortcut", "none"),
         ("initial_weights", ""),
         ("freeze", "stem"),
@@ -431,6 +433,131 @@ def test_files_that_are_no_weights_are_refused_before_keras_reads_them(tmp_path)
     assert weights.check_file(whole) == whole
 
 
+def _replace(file, place, make):
+    """Puts another dataset into the place of one; `make` gets its group, name, shape and values."""
+    with h5py.File(file, "r+") as content:
+        group, name = content[place].parent, place.rpartition("/")[2]
+        values = group[name][()]
+        del group[name]
+        make(group, name, values)
+
+
+def _external(secret):
+    def make(group, name, values):
+        secret.write_bytes(values.tobytes())
+        group.create_dataset(
+            name, values.shape, values.dtype, external=[(str(secret), 0, values.nbytes)]
+        )
+
+    return make
+
+
+def _virtual(secret):
+    def make(group, name, values):
+        with h5py.File(secret, "w") as other:
+            other["stolen"] = values
+        layout = h5py.VirtualLayout(values.shape, values.dtype)
+        layout[:] = h5py.VirtualSource(str(secret), "stolen", values.shape)
+        group.create_virtual_dataset(name, layout)
+
+    return make
+
+
+def _large_chunk(secret):
+    def make(group, name, values):
+        resizable = (None,) * values.ndim
+        group.create_dataset(
+            name,
+            data=values,
+            maxshape=resizable,
+            chunks=(values.shape[0], 1 << 20),
+            compression="gzip",
+        )
+
+    return make
+
+
+def _no_array(secret):
+    return lambda group, name, values: group.create_dataset(name, data=h5py.Empty("float32"))
+
+
+def _texts(secret):
+    def make(group, name, values):
+        group.create_dataset(name, values.shape, h5py.string_dtype())
+
+    return make
+
+
+def _link(secret):
+    def make(group, name, values):
+        with h5py.File(secret, "w") as other:
+            other["stolen"] = values
+        group[name] = h5py.ExternalLink(str(secret), "stolen")
+
+    return make
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_external, "stored in other files"),
+        (_virtual, "stored in other files"),
+        (_large_chunk, "in chunks of"),
+        (_no_array, "no array of numbers"),
+        (_texts, "no array of numbers"),
+        (_link, "missing"),
+    ],
+)
+def test_what_keras_never_writes_is_refused_before_it_is_read(make, message, run_dir, tmp_path):
+    """Loaded or published, such files would give away other files, or fill the memory."""
+    model, file = dense_net(), run_dir / "final.weights.h5"
+    place = next(p for p, shape in _places(file).items() if len(shape) == 2)
+    _replace(file, place, make(tmp_path / "secret"))
+    with pytest.raises(WeightFileError, match=message):
+        weights.load(model, file)
+    size, digest = file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()
+    edit(run_dir / "result.json", size=size, sha256=digest)
+    if make is _link:  # whose place is not among those that are copied
+        record = weights.publish(run_dir, directory=tmp_path / "registry", max_shard_size=30_000)
+        files = [
+            weights.path(record, directory=tmp_path / "registry").parent / part.file
+            for part in record.files
+        ]
+        secret = (tmp_path / "secret").read_bytes()
+        assert all(secret not in file.read_bytes() for file in files)
+        return
+    for options in ({}, {"max_shard_size": 20_000}):
+        with pytest.raises(WeightFileError, match=message):
+            weights.publish(run_dir, directory=tmp_path / "registry", **options)
+    assert not (tmp_path / "registry").exists()
+
+
+def _places(file):
+    from mf_zoo.weights.files import datasets
+
+    return datasets(file)
+
+
+@pytest.mark.once
+def test_groups_without_end_are_refused(tmp_path, monkeypatch):
+    deep = tmp_path / "deep.weights.h5"
+    with h5py.File(deep, "w") as content:
+        group = content
+        for _ in range(2000):
+            group = group.create_group("g")
+    with pytest.raises(WeightFileError, match="50 groups in a row"):
+        weights.check_file(deep)
+    wide = tmp_path / "wide.weights.h5"
+    with h5py.File(wide, "w") as content:
+        for number in range(12):
+            content.create_group(str(number))
+    weights.check_file(wide)
+    monkeypatch.setattr("mf_zoo.weights.files._MOST_OBJECTS", 10)
+    with pytest.raises(WeightFileError, match="more than 10 objects"):
+        weights.check_file(wide)
+
+
 # Shards
 
 
@@ -586,8 +713,8 @@ def finished_run(run, model):
     return run
 
 
-def edit(file, **changes):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+def edit(path, /, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.once
@@ -661,6 +788,10 @@ def test_publish_refuses_unfinished_and_damaged_runs(run_dir, tmp_path):
     weight_file.write_bytes(whole)
     (run_dir / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n")
     with pytest.raises(ValueError, match=r"3 epochs.*epochs \[1, 2\]"):
+        weights.publish(run_dir, directory=registry)
+    edit(run_dir / "result.json", file="../elsewhere.weights.h5")
+    (run_dir / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n3,1\n")
+    with pytest.raises(ValueError, match=r"lie in its folder.*Received: .*'\.\./elsewhere"):
         weights.publish(run_dir, directory=registry)
     (run_dir / "result.json").unlink()
     with pytest.raises(ValueError, match=r"finished run.*without result\.json"):

@@ -1,6 +1,7 @@
 """Weight files: checked before they are read, and read whole or not at all."""
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 SUFFIX = ".weights.h5"
 INDEX_SUFFIX = ".weights.json"  # of an index of shards
 _SHOWN = 4  # differences named in an error message
+# Bounds of a weight file. That of MFResNet20 has 138 objects, at most 5 deep.
+_MOST_OBJECTS = 100_000
+_DEEPEST = 50
 
 
 class WeightFileError(UserError, ValueError):
@@ -228,13 +232,27 @@ def structure(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def datasets(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every dataset of an HDF5 file by its place, the optimizer's state aside."""
+    """The shape of every dataset of an HDF5 file by its place, the optimizer's state aside.
+
+    Every reader of weight files comes by here first. What Keras never writes is refused before any
+    value is read: data that lie in other files, chunks larger than their dataset, which take more
+    memory than they hold values, and groups without end.
+    """
     import h5py
 
     shapes: dict[str, tuple[int, ...]] = {}
+    objects = 0
 
     def visit(place: str, item: "h5py.Group | h5py.Dataset") -> None:
-        if isinstance(item, h5py.Dataset) and place.split("/")[0] != "optimizer":
+        nonlocal objects
+        objects += 1
+        if objects > _MOST_OBJECTS or place.count("/") >= _DEEPEST:
+            raise ValueError(f"more than {_MOST_OBJECTS} objects, or {_DEEPEST} groups in a row")
+        if not isinstance(item, h5py.Dataset):
+            return
+        if wrong := _strange(item):
+            raise ValueError(f"{place} is {wrong}")
+        if place.split("/")[0] != "optimizer":
             shapes[place] = tuple(item.shape)
 
     _check_exists(path)
@@ -247,6 +265,17 @@ def datasets(path: Path) -> dict[str, tuple[int, ...]]:
             f"is truncated, damaged or something else. Received: {error}"
         ) from error
     return shapes
+
+
+def _strange(dataset: "h5py.Dataset") -> str | None:
+    """What a dataset is that Keras never writes, if it is such a one."""
+    if dataset.external or dataset.is_virtual:
+        return "stored in other files"
+    if dataset.shape is None or dataset.dtype.hasobject:
+        return "no array of numbers"
+    if dataset.chunks is not None and math.prod(dataset.chunks) > max(dataset.size, 1):
+        return f"of shape {dataset.shape} in chunks of {dataset.chunks}"
+    return None
 
 
 def _check_exists(path: Path) -> None:

@@ -122,6 +122,10 @@ def publish(
             f"The history of a finished run must have a row for each of its {result['epochs']} "
             f"epochs. Received: {history} with the epochs {epochs}"
         )
+    if Path(result["file"]).name != result["file"]:
+        raise ValueError(
+            f"The weights of a run must lie in its folder. Received: {run} with {result['file']!r}"
+        )
     source = check_file(verify(run / result["file"], result["sha256"], result["size"]))
     record = _record(name or result["dataset"], config, result)
 
@@ -228,7 +232,7 @@ def _record(name: str, config: dict[str, Any], result: dict[str, Any]) -> Weight
         versions=config["versions"],
         reorder=config["recipe"].get("reorder", True),
         integrator=config["recipe"].get("integrator", "euler"),
-        shortcut=config["recipe"].get("shortcut") or "projection",
+        shortcut=config["recipe"].get("shortcut"),
         initial_weights=start,
         freeze=config.get("freeze", ()),
         mean=mean,

@@ -103,8 +103,8 @@ class WeightRecord:
         reorder: Whether the stages apply blocks in the order of their times. Records may leave it
             out.
         integrator: Integrator of the stages it was trained with. Records may leave it out.
-        shortcut: Shortcut of its entry blocks, `"projection"` or `"identity"`. Records may leave
-            it out.
+        shortcut: Shortcut of its entry blocks, `"projection"` or `"identity"`; `None` for the
+            network's own. Records may leave it out.
         initial_weights: What the training started from: the name of registered weights, or name
             and digest of a file; `None` for random weights. Records may leave it out.
         freeze: Layers that were not trained, names or patterns. Records may leave it out.
@@ -156,7 +156,7 @@ class WeightRecord:
     test_coarse_error: float | None = None
     reorder: bool = True
     integrator: str = "euler"
-    shortcut: str = "projection"
+    shortcut: str | None = None
     initial_weights: str | None = None
     freeze: Sequence[str] = ()
     dtype: str = "float32"
@@ -188,17 +188,17 @@ class WeightRecord:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise _wrong(field, "a number", value)
-            if not (0.0 <= value <= most and math.isfinite(value)):
+            if not (0.0 <= value <= most and _is_finite(value)):
                 raise _wrong(field, f"a finite number from 0 to {most:g}", value)
         horizon = self.horizon
         if horizon is not None and (
             isinstance(horizon, bool)
             or not isinstance(horizon, int | float)
-            or not 0.0 < horizon < math.inf
+            or not (horizon > 0 and _is_finite(horizon))
         ):
             raise _wrong("horizon", "null or a number greater than 0", horizon)
-        if self.shortcut not in SHORTCUTS:
-            raise _wrong("shortcut", " or ".join(map(repr, SHORTCUTS)), self.shortcut)
+        if self.shortcut not in (None, *SHORTCUTS):
+            raise _wrong("shortcut", f"null or one of {SHORTCUTS}", self.shortcut)
         if self.dtype not in DTYPES:
             raise _wrong("dtype", " or ".join(map(repr, DTYPES)), self.dtype)
         stem = file_stem(self.model, self.name)
@@ -414,6 +414,14 @@ def _spells(stem: str, expected: str) -> bool:
     model, _, name = stem.partition("-")
     expected_model, _, expected_name = expected.partition("-")
     return name == expected_name and model.replace("_", "") == expected_model.replace("_", "")
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number is finite as a float: a whole one may have hundreds of digits."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -121,7 +121,8 @@ def load_trained(
         weights = str(folder / WEIGHTS)
         dataset = dataset or config["dataset"]
         others["normalization"] = runs.normalization(config)
-        others["shortcut"] = config["recipe"].get("shortcut")
+        if shortcut := config["recipe"].get("shortcut"):
+            others["shortcut"] = shortcut
         for key, value in stages.items():
             stages[key] = config["recipe"].get(key) if value is None else value
     with user_errors():

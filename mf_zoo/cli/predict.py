@@ -13,7 +13,7 @@ from mf_zoo.cli.common import (
     default_weights,
     load_trained,
 )
-from mf_zoo.errors import UserError, one_line
+from mf_zoo.errors import UserError, one_line, user_errors
 
 
 def add_parser(commands: Any) -> None:
@@ -105,7 +105,8 @@ def _classify(
                 _complain("warning", warning.message)
         if readable:
             scores = model.predict_on_batch(np.stack(images))
-            named = applications.decode_predictions(scores, top, dataset)
+            with user_errors():
+                named = applications.decode_predictions(scores, top, dataset)
             yield from zip(readable, named, strict=True)
 
 

@@ -20,6 +20,7 @@ RESIZE = ("crop", "pad", "stretch")
 # formats such as HDF5, the weight files among them, without being able to read them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
+_LONGEST = 65_535  # pixels of a side; no JPEG has more
 _SMALL = 8  # pixels of a side below which hardly anything can be told
 
 
@@ -61,6 +62,7 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
                 raise ImageFileError(f"A folder must hold image files. Received: {path}")
             found += inside
         elif path.exists():
+            _check_ordinary(path)
             found.append(path)
         else:
             raise ImageFileError(f"An image file must exist. Received: {path}")
@@ -94,9 +96,9 @@ def read_image(
         uint8 `(rows, cols, channels)`.
 
     Raises:
-        ImageFileError: The file cannot be read as an image, has more pixels than Pillow takes for
-            harmless (`PIL.Image.MAX_IMAGE_PIXELS`), or pixels without a defined white, as those
-            of a floating-point TIFF.
+        ImageFileError: The file cannot be read as an image, is no ordinary file, has more pixels
+            than Pillow takes for harmless (`PIL.Image.MAX_IMAGE_PIXELS`) or a side of more than
+            65,535, or pixels without a defined white, as those of a floating-point TIFF.
         ValueError: For an unknown `resize`, or another number of channels.
 
     Example:
@@ -137,18 +139,28 @@ def open_image(file: Any, channels: int = 3, size: tuple[int, int] | None = None
 
     if channels not in (1, 3):
         raise ValueError(f"`channels` must be 1 or 3. Received: channels={channels!r}")
+    if isinstance(file, (str, os.PathLike)):
+        _check_ordinary(Path(file))
     Image.init()
     formats = [kind for kind in _FORMATS if kind in Image.OPEN]
     with _readable(file), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that are not used
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=formats) as opened:
+            if max(opened.size) > _LONGEST:
+                raise ValueError(f"{opened.width} x {opened.height} pixels, a side over {_LONGEST}")
             if size is not None:
                 # A third of the time for a photograph of 12 million pixels, and values that differ
                 # by 1 of 255.
                 opened.draft("RGB", (4 * size[1], 4 * size[0]))
             image = _rgb(ImageOps.exif_transpose(opened))
             return image.convert("L") if channels == 1 else image
+
+
+def _check_ordinary(path: Path) -> None:
+    """Refuses what is there but no file, such as a pipe, from which reading might never end."""
+    if path.exists() and not path.is_file():
+        raise ImageFileError(f"An image must be an ordinary file. Received: {path}")
 
 
 @contextlib.contextmanager

@@ -115,7 +115,9 @@ def _facts(rows: list[tuple[str, Any]]) -> str:
 
 
 def _network(network: Any, record: WeightRecord, dataset: data.Dataset) -> str:
-    architecture = dataclasses.replace(network.architecture, shortcut=record.shortcut)
+    architecture = network.architecture
+    if record.shortcut is not None:
+        architecture = dataclasses.replace(architecture, shortcut=record.shortcut)
     rows, cols, channels = dataset.image_shape
     particles = " + ".join(map(str, architecture.particles))
     multiply_adds = architecture.multiply_adds(dataset.image_shape, record.classes)
@@ -128,7 +130,7 @@ def _network(network: Any, record: WeightRecord, dataset: data.Dataset) -> str:
                 "particles in the stages" if network.mean_field else "blocks in the stages",
                 particles,
             ),
-            ("shortcuts of the blocks that change the shape", record.shortcut),
+            ("shortcuts of the blocks that change the shape", architecture.shortcut),
             ("images", f"{rows} x {cols}, {channels} channels, 0..255, normalised inside"),
             ("mean and deviation", f"{_numbers(mean)}; {_numbers(std)}"),
             ("classes", f"{record.classes}: {', '.join(dataset.class_names)}"),

@@ -98,6 +98,12 @@ def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any
     state = files.read_json(folder / runs.STATE)
     if state is None:
         return {"epoch": 0}
+    epoch = state.get("epoch")
+    if type(epoch) is not int or not 0 <= epoch <= settings.last_epoch:
+        raise UserError(
+            f"`epoch` in {runs.STATE} must be from 0 to {settings.last_epoch}. "
+            f"Received: {folder / runs.STATE} with {str(epoch)[:20]}"
+        )
     ladder.checkpoint(folder, state)
     return state
 

@@ -202,8 +202,13 @@ def checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     Raises:
         UserError: If it is missing or damaged.
     """
-    path = folder / state["checkpoint"]
-    if not path.exists() or files.sha256(path) != state["sha256"]:
+    name, digest = state.get("checkpoint"), state.get("sha256")
+    if not isinstance(name, str) or Path(name).name != name:
+        raise UserError(
+            f"{folder / runs.STATE} must name a checkpoint in its folder. Received: {name!r}"
+        )
+    path = folder / name
+    if not path.exists() or files.sha256(path) != digest:
         raise UserError(
             f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
             f"{folder / runs.STATE}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mf_zoo.chains import SHORTCUTS
+from mf_zoo.files import read_toml
 
 
 def _value(default: Any, part: str, **bounds: Any) -> Any:
@@ -373,11 +374,10 @@ def load_recipe(path: str | Path) -> Recipe:
         OSError: If it cannot be read.
     """
     path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"A recipe file must be TOML: {error}. Received: {path}") from error
+    values = read_toml(path)
     base = values.pop("base", None)
+    if base is not None and base not in RECIPES:
+        raise ValueError(f"`base` must be one of {', '.join(RECIPES)}. Received: base={base!r}")
     values.setdefault("name", path.stem)
     unknown = set(values) - set(_TYPES)
     if unknown:

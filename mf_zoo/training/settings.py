@@ -9,10 +9,18 @@ from typing import Any
 
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, stored_values
 
+LARGEST_SEED = 2**32 - 1  # that Keras, NumPy and Python take alike
 
-def setting(default: Any, help: str, least: int | None = None, metavar: str | None = None) -> Any:
-    """A field: its default, what the command's help says of it, and its least value."""
-    metadata = {"help": help, "least": least, "metavar": metavar}
+
+def setting(
+    default: Any,
+    help: str,
+    least: int | None = None,
+    metavar: str | None = None,
+    most: int | None = None,
+) -> Any:
+    """A field: its default, what the command's help says of it, its least and largest values."""
+    metadata = {"help": help, "least": least, "metavar": metavar, "most": most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -102,7 +110,7 @@ class RunSettings(Record):
 
     model: str
     dataset: str = setting("cifar10", "name of a dataset (default: cifar10)")
-    seed: int = setting(0, "of weights, order and augmentation (default: 0)", 0, "N")
+    seed: int = setting(0, "of weights, order and augmentation (default: 0)", 0, "N", LARGEST_SEED)
     holdout: int = setting(
         0,
         "evaluate on the last N training images, not trained on, instead of the test images",
@@ -220,10 +228,11 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
             raise ValueError(f"`{name}` must be a list of strings. Received: {name}={value!r}")
         return tuple(value)
     if kind is int:
-        least = field.metadata["least"]
-        if type(value) is not int or value < least:
+        least, most = field.metadata["least"], field.metadata["most"]
+        if type(value) is not int or value < least or (most is not None and value > most):
+            upto = "" if most is None else f" to {most}"
             raise ValueError(
-                f"`{name}` must be a whole number from {least}. Received: {name}={value!r}"
+                f"`{name}` must be a whole number from {least}{upto}. Received: {name}={value!r}"
             )
     elif kind is bool and not isinstance(value, bool):
         raise ValueError(f"`{name}` must be true or false. Received: {name}={value!r}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mf_zoo.training.recipes import RECIPES, Recipe
-from mf_zoo.training.settings import Record, RunSettings, setting
+from mf_zoo.training.settings import LARGEST_SEED, Record, RunSettings, setting
 from mf_zoo.tuning.space import check_recipe, check_space, format_search, parse_search
 
 SEARCH = "search.json"  # the settings of a search, in its folder
@@ -65,7 +65,7 @@ class SearchSettings(Record):
         5000, "choose by the last N training images, not trained on (default: 5000)", 0, "N"
     )
     limit: int | None = setting(None, "use N training images", 1, "N")
-    seed: int = setting(0, "of the search and of all its trials (default: 0)", 0, "N")
+    seed: int = setting(0, "of the search and of all its trials (default: 0)", 0, "N", LARGEST_SEED)
     weights: str | None = _as_in_run("weights")
     freeze: tuple[str, ...] = _as_in_run("freeze")
     recipe: Recipe = RECIPES["quick"]

@@ -3,18 +3,20 @@
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mf_zoo.files import read_toml
 from mf_zoo.training import ladder, recipes
 from mf_zoo.training.recipes import Recipe, get_recipe
 from mf_zoo.training.settings import Machine, RunSettings, flags
 
 _KEYS = ("name", "jobs", "output", "results", "data_dir", "defaults", "mean_field", "runs")
+_MOST_RUNS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +166,7 @@ def load_campaign(path: str | Path) -> Campaign:
     ```
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"A campaign file must be TOML: {error}. Received: {path}") from error
+    content = read_toml(path)
     _check_keys("A campaign file's", content, _KEYS)
     defaults, mean_field = content.get("defaults", {}), content.get("mean_field", {})
     for key, values in {"defaults": defaults, "mean_field": mean_field}.items():
@@ -176,6 +175,12 @@ def load_campaign(path: str | Path) -> Campaign:
     tables = content.get("runs", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise ValueError(f"A campaign file must have tables [[runs]]. Received: {path}")
+    count = sum(
+        math.prod(len(value) for value in {**defaults, **table}.values() if isinstance(value, list))
+        for table in tables
+    )
+    if count > _MOST_RUNS:
+        raise ValueError(f"A campaign may have {_MOST_RUNS:,} runs. Received: {count:,} in {path}")
     numbered = [
         (number, _run(values, mean_field, path.parent))
         for table in tables
