@@ -68,6 +68,18 @@ def test_help_lists_the_commands_and_loads_nothing_large():
 
 
 @pytest.mark.once
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [(">/dev/full", 2, "mf-zoo: error: Cannot write the output: No space left"), (">&-", 0, "")],
+)
+def test_output_that_goes_nowhere(redirection, code, said):
+    command = f"exec {sys.executable} -m mf_zoo.cli list {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.startswith(said) and len(done.stderr.splitlines()) == bool(said)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -175,6 +187,7 @@ def test_bad_input_to_evaluate(capsys, tmp_path, cifar10_dir):
     absent = tmp_path / "absent.weights.h5"
     assert "absent.weights.h5" in _fails(capsys, *run, absent)
     assert "must be a finished run" in _fails(capsys, *run, tmp_path)
+    assert "name too long" in _fails(capsys, *run, "x" * 5000)
     assert "Received: 'mnist'" in _fails(capsys, *base, "MFResNet20", "--weights", "mnist")
     horizon = ("--weights", weights, "--horizon", "1")
     assert "takes no `--horizon`" in _fails(capsys, *base, "TinyPlain", *horizon)

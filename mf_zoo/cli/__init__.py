@@ -6,6 +6,7 @@ the command answers at once where it can.
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     options.command_line = shlex.join(["mf-zoo", *arguments])
+    if sys.stdout is None:  # closed by whoever started the command: nobody reads what it prints
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     # Here, for help and errors of arguments need neither.
     from mf_zoo import plugins, quiet
@@ -74,6 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        # Where files of ours are written it is a `UserError`: this is the output itself.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"mf-zoo: error: Cannot write the output: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         print(f"\nmf-zoo: interrupted{_how_to_resume(options)}", file=sys.stderr)
         return 143 if isinstance(error, _Terminated) else 130

@@ -114,7 +114,9 @@ def load_trained(
     stages: dict[str, Any] = {**given, "reorder": None}
     others: dict[str, Any] = {}
     folder = Path(weights)
-    if folder.is_dir():
+    with user_errors():
+        is_run = folder.is_dir()
+    if is_run:
         config = read_json(folder / CONFIG)
         if config is None or not (folder / WEIGHTS).exists():
             raise UserError(f"`--weights` must be a finished run if a folder. Received: {folder}")
