@@ -142,6 +142,7 @@ def test_other_classes_keep_the_body_and_start_a_fresh_head():
         )
 
 
+@pytest.mark.once_on_torch
 def test_the_demo_tells_the_truth(tmp_path, capsys):
     from mf_zoo.cli import main
 

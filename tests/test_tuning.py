@@ -831,6 +831,7 @@ def test_a_training_that_diverges_ends_early_and_is_measured():
     assert int(_array(model.optimizer.iterations)) < 9
 
 
+@pytest.mark.once_on_torch
 def test_a_promoted_trial_is_the_training_in_one_go(tmp_path):
     """Hyperband's: weights, momentum, step of the schedule and batches go on."""
     (images, labels), validation = _images()
