@@ -29,8 +29,8 @@ GROUPS = {"jax": [(1, 4), (2, 1)], "tensorflow": [(1, 2)], "torch": [(2, 1)]}[BA
 # Times that move fast change the order; mixup mixes images of different processes.
 SETTINGS = [
     *("--recipe", "paper", "--epochs", "2", "--limit", "69", "--holdout", "5"),
-    *("--batch-size", "24", "--learning-rate", "0.1", "--initial-times", "random"),
-    *("--noise-temperature", "1e-6", "--time-learning-rate-multiplier", "30"),
+    *("--batch-size", "24", "--learning-rate", "0.05", "--initial-times", "random"),
+    *("--noise-temperature", "1e-6", "--time-learning-rate-multiplier", "60"),
     *("--set", "mixup=0.2", "--set", "cutout=8"),
 ]
 
