@@ -342,7 +342,7 @@ def test_settings_are_plain_data_and_back():
         ({"tuner": "best"}, r"random, bayesian, hyperband, grid\. Received: tuner='best'"),
         ({"holdout": 0}, r"never made on test images\. Received: holdout=0"),
         ({"max_trials": 0}, r"from 1\. Received: max_trials=0"),
-        ({"seed": 1.0}, r"from 0\. Received: seed=1\.0"),
+        ({"seed": 1.0}, r"from 0 to 4294967295\. Received: seed=1\.0"),
         ({"search": ["wieght_decay"]}, "did you mean 'weight_decay'"),
         ({"recipe": "slow"}, "`recipe` must be one of.*Received: 'slow'"),
     ],
@@ -896,7 +896,7 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     assert _fails(capsys, *command, "ResNet21").endswith("Received: 'ResNet21'\n")
     assert "never made on test images" in _fails(capsys, *command, "Tiny", "--holdout", "0")
     assert "Received: --max-trials=0" in _fails(capsys, *command, "Tiny", "--max-trials", "0")
-    assert "from 0. Received: --seed=-1" in _fails(capsys, *command, "Tiny", "--seed", "-1")
+    assert "from 0 to 4294967295. Received: --seed=-1" in _fails(capsys, *command, "Tiny", "--seed", "-1")
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--search", "momentun")
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--set", "momentun=0")
     both = ("--search", "momentum", "--set", "momentum=0.5")
