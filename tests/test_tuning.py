@@ -896,7 +896,9 @@ def test_bad_input_to_tune(capsys, tmp_path, cifar10_dir):
     assert _fails(capsys, *command, "ResNet21").endswith("Received: 'ResNet21'\n")
     assert "never made on test images" in _fails(capsys, *command, "Tiny", "--holdout", "0")
     assert "Received: --max-trials=0" in _fails(capsys, *command, "Tiny", "--max-trials", "0")
-    assert "from 0 to 4294967295. Received: --seed=-1" in _fails(capsys, *command, "Tiny", "--seed", "-1")
+    assert "from 0 to 4294967295. Received: --seed=-1" in _fails(
+        capsys, *command, "Tiny", "--seed", "-1"
+    )
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--search", "momentun")
     assert "did you mean 'momentum'" in _fails(capsys, *command, "Tiny", "--set", "momentun=0")
     both = ("--search", "momentum", "--set", "momentum=0.5")
