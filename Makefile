@@ -5,7 +5,7 @@ PYTHON ?= python3
 BACKENDS := tensorflow jax torch
 # The longest first. `once`: tests that do not depend on the backend, on TensorFlow; those of them
 # that train, in processes of their own too, are `once_on_torch`.
-PASSES := jax once tensorflow torch
+PASSES := jax torch tensorflow once
 JOBS ?= 2
 PYTEST_ARGS ?=
 
