@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SUFFIX = ".weights.h5"
 INDEX_SUFFIX = ".weights.json"  # of an index of shards
 _SHOWN = 4  # differences named in an error message
-# Bounds of a weight file. That of MFResNet20 has 138 objects, at most 5 deep.
+# Bounds of a weight file; those of networks stay far below.
 _MOST_OBJECTS = 100_000
 _DEEPEST = 50
 

@@ -47,8 +47,8 @@ class Format(NamedTuple):
 
 FORMATS = {
     "keras": Format(".keras", {}, "keras"),
-    # TensorFlow first: its file of MFResNet20 has 57 nodes, PyTorch's 259 and JAX's 162. The latter
-    # two transpose around convolutions, which not every runtime takes out again.
+    # TensorFlow first: its file is the simplest. PyTorch's and JAX's transpose around convolutions,
+    # which not every runtime takes out again.
     "onnx": Format(
         ".onnx",
         {

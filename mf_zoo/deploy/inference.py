@@ -65,8 +65,9 @@ def _compiled(plain: keras.Model, shape: tuple, dtype: str) -> Callable[[np.ndar
         return jax.jit(lambda inputs: plain(inputs, training=False))
     import torch
 
-    # A trace runs none of Keras's Python code: 2.1 ms for MFResNet20 on one image, 12.3 ms without.
-    # The graph of torch.export takes 5.4 ms and holds for one size of the batch.
+    # A trace runs none of Keras's Python code, which takes most of the time of one image: see
+    # benchmarks/results/single_image-torch.csv. The graph of torch.export was slower, and holds for
+    # one size of the batch.
     example = ops.convert_to_tensor(np.zeros((2, *shape[1:]), dtype))
     plain.eval()
     with torch.no_grad(), warnings.catch_warnings():
