@@ -189,7 +189,7 @@ def write(folder: Path, title: str, images: np.ndarray, labels: np.ndarray) -> N
         np.save(parent / f"{corruption}.npy", np.concatenate(made))
 
 
-def calibrate(dataset: str, network: str, logs: np.ndarray, labels: np.ndarray) -> Calibrated:
+def calibrated(dataset: str, network: str, logs: np.ndarray, labels: np.ndarray) -> Calibrated:
     """Fits a temperature on the first half of the images and measures the second.
 
     Args:
@@ -197,13 +197,9 @@ def calibrate(dataset: str, network: str, logs: np.ndarray, labels: np.ndarray) 
         logs: Logarithms of the predicted probabilities, `(N, classes)`.
         labels: The right classes.
     """
-    from mf_zoo.training.calibration import fit_temperature
-    from mf_zoo.training.evaluation import measure
+    from mf_zoo.training.calibration import calibrate
 
-    half = len(labels) // 2
-    temperature = fit_temperature(logs[:half], labels[:half])
-    plain = measure(logs[half:], labels[half:], from_logits=True)
-    divided = measure(logs[half:] / temperature, labels[half:], from_logits=True)
+    temperature, plain, divided = calibrate(logs, labels, len(labels) // 2)
     return Calibrated(
         *(dataset, network, plain.error, temperature),
         *(plain.nll, divided.nll, plain.ece, divided.ece),
@@ -270,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     shared = harness.circumstances(options.batch, options.threads)
     errors: list[Corrupted] = []
-    calibrated: list[Calibrated] = []
+    calibrations: list[Calibrated] = []
     for dataset in DATASETS:
         all_images, all_labels = data.load(dataset, "test", data_dir=options.data_dir)
         images, labels = all_images[: options.limit], all_labels[: options.limit]
@@ -288,13 +284,13 @@ def main(arguments: list[str] | None = None) -> int:
                     for corruption, row in found.errors.items()
                 ]
                 clean = evaluate(network, all_images, all_labels, options.batch, from_logits=True)
-                calibrated.append(calibrate(dataset, name, clean.log_probabilities, all_labels))
+                calibrations.append(calibrated(dataset, name, clean.log_probabilities, all_labels))
         counted = {**shared, "images": str(len(images))}
         harness.write_csv(options.output / "robustness.csv", errors, counted)
         counted["images"] = str(len(all_images))
-        harness.write_csv(options.output / "calibration.csv", calibrated, counted)
+        harness.write_csv(options.output / "calibration.csv", calibrations, counted)
     print(table(vars(row) for row in errors))
-    print(calibration_table(vars(row) for row in calibrated))
+    print(calibration_table(vars(row) for row in calibrations))
     print(f"written to {options.output}")
     return 0
 

@@ -290,7 +290,7 @@ def test_the_tables_of_the_benchmark():
     ]
     # Right 3 times of 4 with the probability 9/10 each time: 3/4 with the temperature 2.
     logs = np.log(np.tile([[0.1, 0.9]], (8, 1)))
-    found = robustness.calibrate("cifar10", "ResNet20", logs, np.array([1, 1, 1, 0] * 2))
+    found = robustness.calibrated("cifar10", "ResNet20", logs, np.array([1, 1, 1, 0] * 2))
     assert (found.temperature, found.error) == (pytest.approx(2, rel=1e-5), 25)
     assert found.ece == pytest.approx(15) and found.calibrated_ece == pytest.approx(0, abs=1e-3)
     assert found.nll == pytest.approx(-(3 * np.log(0.9) + np.log(0.1)) / 4)

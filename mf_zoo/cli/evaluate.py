@@ -134,17 +134,13 @@ def _calibrated(
     count: int, scores: "Evaluation", labels: Any, measured: dict[str, Any]
 ) -> "tuple[Evaluation, dict[str, float]]":
     """The scores of all but the first images, and what a temperature fitted on these changes."""
-    from mf_zoo.training.calibration import fit_temperature
-    from mf_zoo.training.evaluation import measure
+    from mf_zoo.training.calibration import calibrate
 
     if not 0 < count < len(labels):
         raise UserError(
             f"`--calibrate` must leave images to measure, of {len(labels)}. Received: {count}"
         )
-    logs = scores.log_probabilities
-    temperature = fit_temperature(logs[:count], labels[:count])
-    rest = measure(logs[count:], labels[count:], from_logits=True, **measured)
-    divided = measure(logs[count:] / temperature, labels[count:], from_logits=True, **measured)
+    temperature, rest, divided = calibrate(scores.log_probabilities, labels, count, **measured)
     return rest, {
         "temperature": temperature,
         "calibrated_nll": divided.nll,

@@ -8,7 +8,7 @@ import numpy as np
 
 from mf_zoo.data import datasets
 from mf_zoo.data.errors import DatasetCorruptError, DatasetUnavailableError
-from mf_zoo.data.loading import load
+from mf_zoo.data.loading import Chunk, check_chunk, load
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -113,21 +113,12 @@ def _read_arrays(
             f"{path} and labels.npy beside it must be arrays of NumPy without objects; get them "
             f"again. Received: {type(error).__name__}: {error}"
         ) from error
+    check_chunk(dataset, Chunk(f"{path}, with labels.npy beside it,", images, labels))
     count = len(SEVERITIES)
-    if (
-        images.dtype != np.uint8
-        or images.shape[1:] != dataset.image_shape
-        or not len(images)
-        or len(images) % count
-        or labels.shape != images.shape[:1]
-        or labels.dtype.kind not in "iu"
-        or not 0 <= int(labels.min()) <= int(labels.max()) < dataset.classes
-    ):
-        shape = ", ".join(map(str, dataset.image_shape))
+    if not len(images) or len(images) % count:
         raise DatasetCorruptError(
-            f"{path} must hold uint8 images (5 N, {shape}), N of each severity, and labels.npy one "
-            f"label of {dataset.classes} for each. Received: images {images.dtype} {images.shape}, "
-            f"labels {labels.dtype} {labels.shape}"
+            f"{path} must hold as many images of each of {count} severities. "
+            f"Received: {len(images)} images"
         )
     each = len(images) // count
     window = slice((severity - 1) * each, severity * each)

@@ -108,7 +108,7 @@ def read_chunks(
     else:
         chunks = _read_tfds(dataset, split, folder, download)
     for chunk in chunks:
-        _check(dataset, chunk)
+        check_chunk(dataset, chunk)
         yield chunk._replace(labels=chunk.labels.astype("int64"))
 
 
@@ -160,7 +160,8 @@ def _read_npz(dataset: Dataset, split: str, path: Path) -> Iterator[Chunk]:
     yield Chunk(str(path), images, labels)
 
 
-def _check(dataset: Dataset, chunk: Chunk) -> None:
+def check_chunk(dataset: Dataset, chunk: Chunk) -> None:
+    """Raises DatasetCorruptError unless images and labels are as the record says."""
     origin, images, labels, _ = chunk
     if (
         images.dtype != np.uint8

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from mf_zoo.training.evaluation import Evaluation, measure
+
 # Between them every temperature that a network can need: beyond, its scores say nothing.
 _LEAST, _MOST = 1e-3, 1e3
 
@@ -62,6 +64,34 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
         loss, bounds=(1 / _MOST, 1 / _LEAST), method="bounded", options={"xatol": 1e-9}
     )
     return float(1 / found.x)
+
+
+def calibrate(
+    scores: np.ndarray, labels: np.ndarray, count: int, **measured: Any
+) -> tuple[float, Evaluation, Evaluation]:
+    """Fits a temperature on the first rows, and measures the others without and with it.
+
+    Args:
+        scores, labels: As in `fit_temperature`.
+        count: Number of rows to fit on.
+        **measured: Further arguments of `mf_zoo.training.evaluation.measure`.
+
+    Returns:
+        The temperature and the two evaluations.
+
+    Example:
+
+    >>> logits = np.log(np.tile([[1, 9]], (8, 1)))
+    >>> temperature, before, after = calibrate(logits, np.array([1, 1, 1, 0] * 2), 4)
+    >>> round(temperature, 4), round(before.ece, 2), round(after.ece, 2)
+    (2.0, 15.0, 0.0)
+    """
+    temperature = fit_temperature(scores[:count], labels[:count])
+    before, after = (
+        measure(rest, labels[count:], from_logits=True, **measured)
+        for rest in (scores[count:], scores[count:] / temperature)
+    )
+    return temperature, before, after
 
 
 def divide_logits(model: keras.Model, temperature: float) -> None:
