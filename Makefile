@@ -18,13 +18,16 @@ LOGS := build/test
 PEER := pytorchcv==0.0.74
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test lint format bench readme clean $(PASSES:%=test-%)
+.PHONY: help demo test test-faults test-dist dist lint format bench readme clean $(PASSES:%=test-%)
 
 help:
 	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
 	@echo "make test    the whole suite, once on each of: $(BACKENDS)"
 	@echo "make lint    check style; 'make format' corrects it"
 	@echo "make bench   mean-field against plain Keras layers, side by side"
+	@echo "make dist    the wheel and the source distribution, checked, with a list of what they need"
+	@echo "make test-dist    both installed in empty environments and used there"
+	@echo "make test-faults  the long test: kills, faults of the disk, hostile files (30 minutes)"
 	@echo "make clean   remove .venv and everything built"
 
 $(BIN)/python:
@@ -66,6 +69,31 @@ $(PASSES:%=test-%): test-%: $(VENV)/.test
 	  $(BIN)/python -m pytest $(SELECT) $(PYTEST_ARGS) \
 	  >> $(LOGS)/$*.log 2>&1; \
 	status=$$?; cat $(LOGS)/$*.log; exit $$status
+
+# The long version of tests/test_faults.py and tests/test_fuzzing.py, side by side on two cores.
+test-faults: $(VENV)/.test
+	@$(BIN)/python -m tests.trust --jobs $(JOBS) $(TRUST_ARGS)
+
+# The same commit gives the same wheel to the byte, whenever and wherever it is built.
+dist: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
+dist: $(VENV)/.test
+	@rm -rf dist build/lib build/bdist.*
+	@$(BIN)/python -m build --outdir dist . > /dev/null
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	  --output-reproducible --output-file dist/mf_zoo.cdx.json
+	@sha256sum dist/*
+
+USE := import mf_zoo; m = mf_zoo.applications.MFResNet20(weights="cifar10"); \
+  x, y = mf_zoo.data.sample("cifar10"); \
+  right = int((m.predict(x, verbose=0).argmax(1) == y).sum()); \
+  print(mf_zoo.__file__, right, "of 200 right"); assert right == 186
+test-dist: dist
+	@set -e; for file in dist/*.whl dist/*.tar.gz; do \
+	  rm -rf build/empty; $(PYTHON) -m venv build/empty; \
+	  build/empty/bin/python -m pip --disable-pip-version-check -qq install $$file; \
+	  (cd build/empty && bin/python -c '$(USE)' && bin/mf-zoo info MFResNet20); \
+	done; rm -rf build/empty
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
