@@ -16,6 +16,7 @@ from mf_zoo.training.evaluation import Evaluation
 from mf_zoo.training.ladder import Trunk
 from mf_zoo.training.recipes import stored_values
 from mf_zoo.training.settings import RunSettings
+from mf_zoo.weights.files import load_model
 
 
 def open_folder(
@@ -146,7 +147,7 @@ def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
 
     path = folder / state["checkpoint"]
     try:
-        network = keras.saving.load_model(path)
+        network = load_model(path)
         for variable, value in zip(
             random_states(network), state.get("random_states", []), strict=True
         ):
