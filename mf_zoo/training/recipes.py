@@ -415,7 +415,7 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**Recipe(name="").to_dict(), **values}
 
 
-def get_recipe(name: "str | Path | Recipe", **values) -> Recipe:
+def get_recipe(name: "str | Path | Recipe", /, **values) -> Recipe:
     """Finds a recipe by name or TOML file and changes some of its values.
 
     A change of `epochs` alone keeps the shape of the schedule: `warmup_epochs` and the epochs of
