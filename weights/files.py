@@ -29,7 +29,7 @@ _LONGEST = 500  # characters of another library's message
 # What a `.keras` file holds, and classes that Keras's safe mode refuses, or should.
 _MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
 _UNSAFE = ("Lambda", "TorchModuleWrapper", "FlaxLayer", "JaxLayer", "TFSMLayer", "StringLookup")
-_UNSAFE += ("IntegerLookup", "IndexLookup", "TextVectorization", "HashedCrossing", "__lambda__")
+_UNSAFE += ("IntegerLookup", "IndexLookup", "TextVectorization", "__lambda__")
 
 
 class WeightFileError(UserError, ValueError):
