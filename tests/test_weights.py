@@ -612,6 +612,21 @@ def test_what_keras_never_writes_is_refused_before_it_is_read(make, message, run
     assert not (tmp_path / "registry").exists()
 
 
+@pytest.mark.once
+def test_a_file_that_is_damaged_where_only_its_values_are_read(tmp_path):
+    from mf_zoo.weights.rewriting import rewrite
+
+    file = tmp_path / "damaged.weights.h5"
+    with h5py.File(file, "w") as content:
+        content["layer/vars/0"] = np.ones((3, 4), "float32")
+        content["layer/vars"].attrs["name"] = "layer"
+    data = file.read_bytes()
+    assert data.count(b"GCOL") == 1  # where texts lie
+    file.write_bytes(data.replace(b"GCOL", b"xxxx"))
+    with pytest.raises(WeightFileError, match=r"whole HDF5 file.*Received: "):
+        rewrite(file, tmp_path, "new", dtype="float32", max_shard_size=1 << 20)
+
+
 def _places(file):
     from mf_zoo.weights.files import datasets
 

@@ -260,7 +260,7 @@ def datasets(path: Path) -> dict[str, tuple[int, ...]]:
         WeightFileError: If there is no such file, or it is no such file.
     """
     _check_exists(path)
-    with _reading(path):
+    with reading(path):
         return _datasets(path)
 
 
@@ -331,7 +331,8 @@ def _check_config(config: Any) -> None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turns what h5py says of a damaged file into a `WeightFileError`."""
     try:
         yield
     except Exception as error:  # of damaged files h5py raises many kinds

@@ -376,7 +376,7 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     values = read_toml(path)
     base = values.pop("base", None)
-    if base is not None and base not in RECIPES:
+    if base is not None and base not in list(RECIPES):
         raise ValueError(f"`base` must be one of {', '.join(RECIPES)}. Received: base={base!r}")
     values.setdefault("name", path.stem)
     unknown = set(values) - set(_TYPES)
