@@ -145,7 +145,10 @@ def _how_to_resume(options: argparse.Namespace) -> str:
         return tune.how_to_resume(options)
     if folder is None or not (folder / CONFIG).exists():
         return ""
-    states = [read_json(path / STATE) for path in (folder, *folder.glob(f"{RUNGS}/*"))]
+    try:
+        states = [read_json(path / STATE, "state") for path in (folder, *folder.glob(f"{RUNGS}/*"))]
+    except UserError:  # resuming will say so
+        return ""
     epoch = max(state["epoch"] if state else 0 for state in states)
     return (
         f" after epoch {epoch}; resume with: "
