@@ -98,13 +98,13 @@ class Config(TypedDict, total=False):
     steps_per_epoch: Count
     normalization: Normalization | None
     grown_from: list[Rung]
-    backend: Required[Text]
+    backend: Text
     versions: Versions
     device: str
     processes: Count
     devices: Count
     data_dir: str | None
-    command: Required[str]
+    command: str
     date: Date
 
 
@@ -231,6 +231,12 @@ class Record(TypedDict, total=False):
     horizon: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | None
 
 
+class Recipe(TypedDict, total=False):
+    """The same in the `config.json` of a run, for those who only draw."""
+
+    recipe: Record
+
+
 def _run(values: Mapping[str, Any]) -> dict[str, Any]:
     from mf_zoo.training.settings import Machine, RunSettings
 
@@ -263,6 +269,7 @@ JSON: Mapping[str, tuple[Any, Any]] = {
     "oracle": (Oracle, None),
     "trial": (Trial, None),
     "record": (Record, None),
+    "recipe": (Recipe, None),
     # Records of the theory's pictures, by picture; they are read to be kept.
     "figures": (dict[str, dict[str, Any]], None),
 }

@@ -217,7 +217,7 @@ def write_result(
         "grown_from": grown_from,
         "backend": config["backend"],
         "device": config["device"],
-        "command": (files.read_json(folder / runs.CONFIG, "config") or config)["command"],
+        "command": {**config, **(files.read_json(folder / runs.CONFIG, "config") or {})}["command"],
         "date": devices.now(),
         "file": runs.WEIGHTS,
         "size": weights.stat().st_size,

@@ -120,7 +120,7 @@ def read_swaps(history: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """
     path = _path(history)
     if path is not None and path.is_dir():
-        rows = files.read_rows(path / _HISTORY, "history", growing=True)
+        rows = files.read_rows(path / _HISTORY, "shared", growing=True)
     else:
         rows = _rows(history)
     if not rows or not set(rows[0]) >= _SWAPS:
@@ -166,7 +166,7 @@ def _recorded(history: Any) -> tuple[Any, float | None] | None:
         return None
     if path.is_dir() or path.name == _TIMES:
         folder = path if path.is_dir() else path.parent
-        found = (files.read_json(folder / _CONFIG, "config") or {}).get("recipe")
+        found = (files.read_json(folder / _CONFIG, "recipe") or {}).get("recipe")
     else:  # beside a record of weights
         name = path.name.removesuffix(f".{_TIMES}") + ".json"
         found = files.read_json(path.with_name(name), "record")
