@@ -162,6 +162,7 @@ class Search(TypedDict, total=False):
 
     recipe: Required[dict[str, Any]]  # and no name of a file to be read
     normalization: Normalization | None
+    search: list[str] | None  # as on the command line
     worker_timeout: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
     data_dir: str | None
     backend: Required[Text]
