@@ -46,10 +46,14 @@ def test_a_field_longer_than_csv_takes(tmp_path):
         files.read_rows(path)
 
 
-_VALUES = st.recursive(st.integers() | st.text(), st.lists)
+_VALUES = st.recursive(st.integers() | st.text(max_size=5), st.lists, max_leaves=5)
 
 
-@given(data=st.dictionaries(st.text(), st.dictionaries(st.text(), _VALUES)))
+@given(
+    data=st.dictionaries(
+        st.text(max_size=5), st.dictionaries(st.text(max_size=5), _VALUES, max_size=3), max_size=3
+    )
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_what_is_written_is_read(data, tmp_path):
     path = tmp_path / "state.json"

@@ -3,16 +3,19 @@
 import csv
 import io
 import json
+import os
 import pathlib
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from schemas_examples import RESULTS, examples
 
-from mf_zoo import data, files, schemas
+from mf_zoo import cli, data, files, schemas
 from mf_zoo.data.loading import load
 from mf_zoo.errors import UserError
 from mf_zoo.training.recipes import parse_override
@@ -172,8 +175,6 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path):
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "state.json")
     with pytest.raises(UserError, match="no regular file"):
         files.read_json(tmp_path / "state.json", "state")
@@ -198,6 +199,34 @@ def test_recipe_values_of_the_command_line(text):
 
         with pytest.raises(ValueError, match=r"`epochs` must be .*Received: epochs="):
             get_recipe("quick", **{key: value})
+
+
+def test_a_file_name_that_is_no_utf_8(tmp_path):
+    name = os.fsdecode(b"\xff")
+    campaign = tmp_path / f"{name}.toml"
+    campaign.write_text("[[runs]]\nmodel = 'MFResNet20'\nweights = 'a.weights.h5'\n")
+    command = [sys.executable, "-m", "mf_zoo.cli", "campaign", campaign, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("MFResNet20-"), done.stderr
+    command = [sys.executable, "-m", "mf_zoo.cli", "recipes", "--import", tmp_path / name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    for write in (
+        lambda: files.write_rows(tmp_path / "a.csv", [{"run": name}], ["run"]),
+        lambda: files.append_rows(tmp_path / "b.csv", [{"run": name}], ["run"]),
+    ):
+        with pytest.raises(UserError, match=r"Cannot write .*UTF-8\. Received: '.udcff'"):
+            write()
+    assert not (tmp_path / "a.csv").exists()
+    # What is written as JSON is read again.
+    files.write_json(tmp_path / name, {"a": {"folder": name}})
+    assert files.read_json(tmp_path / name, "figures") == {"a": {"folder": name}}
+
+
+@pytest.mark.parametrize("flag", ["--images", "--input-size", "--classes", "--devices"])
+def test_a_dry_run_with_a_number_of_400_digits(flag, capsys):
+    assert cli.main(["train", "MFResNet20", "--dry-run", flag, "9" * 400]) == 2
+    assert re.search(r"to 9223372036854775807\. Received: 9{57}\.\.\.\n$", capsys.readouterr().err)
 
 
 # --- Arrays
