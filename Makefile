@@ -40,7 +40,8 @@ $(BIN)/python:
 $(VENV)/.demo: EXTRA := plot
 $(VENV)/.test: EXTRA := test
 $(VENV)/.dev: EXTRA := dev
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.fuzz: EXTRA := fuzz
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.fuzz: pyproject.toml | $(BIN)/python
 	@echo "Installing mf_zoo[$(EXTRA)] into $(VENV) (minutes, the first time)"
 	@$(PIP) install -e ".[$(EXTRA)]"
 	@if [ "$(EXTRA)" != plot ]; then $(PIP) install --no-deps $(PEER); fi
@@ -71,7 +72,7 @@ $(PASSES:%=test-%): test-%: $(VENV)/.test
 	status=$$?; cat $(LOGS)/$*.log; exit $$status
 
 # The long version of tests/test_faults.py and tests/test_fuzzing.py, side by side on two cores.
-test-faults: $(VENV)/.test
+test-faults: $(VENV)/.fuzz
 	@$(BIN)/python -m tests.trust --jobs $(JOBS) $(TRUST_ARGS)
 
 # The same commit gives the same wheel to the byte, whenever and wherever it is built.

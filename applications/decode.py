@@ -48,7 +48,9 @@ def decode_predictions(
             "`preds` must be real numbers. Received: "
             + ("nan among them" if scores.dtype.kind == "f" else f"dtype {scores.dtype}")
         )
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    # From the right, for there is no -score of whole numbers without a sign.
+    ascending = np.argsort(scores[:, ::-1], axis=1, kind="stable")
+    order = (classes - 1 - ascending[:, ::-1])[:, :top]
     return [
         [(int(label), record.class_names[label], float(row[label])) for label in labels]
         for row, labels in zip(scores, order, strict=True)

@@ -47,3 +47,18 @@ def one_line(error: BaseException) -> str:
     'first second'
     """
     return " ".join(str(error).split())
+
+
+def short(value: object, length: int = 60) -> str:
+    """The value as Python writes it, cut to some 60 characters: for the end of a message.
+
+    Example:
+
+    >>> short([1, 2]), short("x" * 100, 10)
+    ('[1, 2]', "'xxxxxx...")
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints
+        text = f"a {type(value).__name__} too large to print"
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -3,16 +3,20 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
+import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.errors import UserError
+from mf_zoo.errors import UserError, short
 
 LOCK = ".lock"
+_LARGEST = 2**28  # bytes of a text; the history of a long training takes some 10 MB
 
 
 @contextlib.contextmanager
@@ -23,6 +27,11 @@ def writing(path: Path):
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"Cannot write {path}: {reason}") from error
+    except UnicodeEncodeError as error:  # what a file name that is no UTF-8 is read as
+        raise UserError(
+            f"Cannot write {path}: text must be Unicode, and names of files in it UTF-8. "
+            f"Received: {short(error.object[error.start : error.end])}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -109,21 +118,54 @@ def write_json(path: Path, data: Mapping[str, Any]):
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; `None` if there is no such file.
+def _text(path: Path) -> str:
+    """The text of a file, with its line ends; one that no writer of ours makes is not read.
+
+    Raises:
+        OSError: If it cannot be read, is a pipe or a device, or too large.
+        UnicodeDecodeError: If it is not UTF-8.
+    """
+
+    def opened(name: str, flags: int) -> int:
+        # Without it, opening a pipe waits for a writer.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, newline="", encoding="utf-8", opener=opened) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("no regular file")
+        if found.st_size > _LARGEST:
+            raise OSError(f"{found.st_size} bytes, more than {_LARGEST}")
+        return file.read()
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any] | None:
+    """Reads a JSON file of ours; `None` if there is no such file.
+
+    Args:
+        path: The file.
+        kind: What it is, a name of `mf_zoo.schemas.JSON`, which says what must be in it. It may
+            hold more, as files of other versions do.
+
+    Returns:
+        What it holds, with the default of each setting that an older version left out.
 
     Raises:
         UserError: If the file cannot be read or holds anything else.
     """
+    from mf_zoo import schemas
+
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(_text(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path.name} must be readable JSON: {error}. Received: {path}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path.name} must hold a JSON object. Received: {type(found).__name__}")
-    return found
+        raise UserError(
+            f"{path} must hold a JSON object. Received: {short(found)}, a {type(found).__name__}"
+        )
+    return schemas.check_object(kind, found, path)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -134,8 +176,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         OSError: If it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return tomllib.loads(_text(path))
+    except (ValueError, RecursionError, MemoryError) as error:  # also of UTF-8, and of long numbers
         raise ValueError(f"{path.name} must be TOML: {error}. Received: {path}") from error
 
 
@@ -162,13 +204,26 @@ def drop_rows_after(path: Path, epoch: int):
     """Drops from a CSV file the rows of later epochs, and a row cut short by a kill.
 
     The first column is the epoch.
+
+    Raises:
+        UserError: If the file cannot be read, or a row begins with anything else.
     """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = lines[:1] + [
-        line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= epoch
-    ]
+    with _reading_rows(path):
+        lines = list(io.StringIO(_text(path), newline=""))
+    kept = lines[:1]
+    for number, line in enumerate(lines[1:], 2):
+        if not line.endswith("\n"):
+            continue
+        first = line.split(",", 1)[0]
+        if not re.fullmatch("[0-9]{1,18}", first):
+            raise UserError(
+                f"`epoch` in line {number} of {path} must be a whole number from 0. "
+                f"Received: {short(first)}"
+            )
+        if int(first) <= epoch:
+            kept.append(line)
     text = "".join(kept)
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -185,16 +240,37 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[
     write_atomically(path, write)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path, kind: str | None = None, growing: bool = False) -> list[dict[str, str]]:
     """Reads the rows of a CSV file; none if there is no file.
 
+    Args:
+        path: The file.
+        kind: What it is, a name of `mf_zoo.schemas.TABLES`, which says what its columns must hold:
+            each value is then one that its type reads. `None` for any columns.
+        growing: Whether the file may be written to now, or its writer may have been killed: a last
+            line without an end is left out.
+
     Raises:
-        UserError: If it cannot be read, or is no CSV.
+        UserError: If it cannot be read, is no CSV, or holds anything else.
     """
+    from mf_zoo import schemas
+
+    with contextlib.suppress(FileNotFoundError), _reading_rows(path):
+        lines = list(io.StringIO(_text(path), newline=""))
+        if growing and lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        reader = csv.DictReader(lines)
+        rows = list(reader)
+        schemas.check_rows(kind, list(reader.fieldnames or ()), rows, path)
+        return rows
+    return []
+
+
+@contextlib.contextmanager
+def _reading_rows(path: Path) -> Iterator[None]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        yield
     except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise
+    except (OSError, UnicodeDecodeError, csv.Error, MemoryError) as error:
         raise UserError(f"{path.name} must be readable CSV: {error}. Received: {path}") from error

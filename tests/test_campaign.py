@@ -833,7 +833,7 @@ def test_a_campaign_killed_and_resumed_ends_with_the_same_weights(cifar10_dir, t
     while any(map(files.is_locked, folders)):
         assert time.monotonic() < until, "the runs of a killed driver must end with it"
         time.sleep(0.05)
-    epochs = [files.read_json(folder / "state.json") for folder in folders]
+    epochs = [files.read_json(folder / "state.json", "state") for folder in folders]
     assert 1 in [state["epoch"] for state in epochs if state]
     assert not any((folder / "result.json").exists() for folder in folders)
     rows = files.read_rows(results / "runs.csv")  # whole, if old

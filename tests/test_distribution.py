@@ -134,9 +134,12 @@ def test_a_group_trains_as_one_device_does(alone, together):
         for key in ("learning_rate", "loss", "accuracy", "test_loss", "test_error", "order_swaps"):
             assert float(other[key]) == pytest.approx(float(row[key]), rel=1e-4), key
 
-    config, result = (files.read_json(folder / name) for name in (runs.CONFIG, runs.RESULT))
+    config, result = (
+        files.read_json(folder / name, kind)
+        for name, kind in ((runs.CONFIG, "config"), (runs.RESULT, "result"))
+    )
     assert config["devices"] == processes * devices and config["processes"] == processes
-    other = files.read_json(alone / runs.RESULT)
+    other = files.read_json(alone / runs.RESULT, "result")
     assert result["test_error"] == other["test_error"]
     assert result["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
 
@@ -148,7 +151,7 @@ def test_a_group_that_was_killed_goes_on(together, cifar10_dir, cache, tmp_path)
     again = tmp_path / "again"
     arguments = [*SETTINGS, "--data-dir", str(cifar10_dir)]
     _run(again, cache, processes, devices, *arguments, kill=(processes - 1, "1.1"))
-    assert files.read_json(again / runs.STATE)["epoch"] == 1
+    assert files.read_json(again / runs.STATE, "state")["epoch"] == 1
     _run(again, cache, processes, devices, "--resume")
     assert files.sha256(again / runs.WEIGHTS) == files.sha256(folder / runs.WEIGHTS)
 

@@ -20,7 +20,7 @@ def test_what_is_no_json_object(content, tmp_path):
     path = tmp_path / "state.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"state\.json must.*Received: "):
-        files.read_json(path)
+        files.read_json(path, "figures")
 
 
 @given(content=st.binary(max_size=60))
@@ -46,9 +46,16 @@ def test_a_field_longer_than_csv_takes(tmp_path):
         files.read_rows(path)
 
 
-@given(data=st.dictionaries(st.text(), st.recursive(st.integers() | st.text(), st.lists)))
+_VALUES = st.recursive(st.integers() | st.text(max_size=5), st.lists, max_leaves=5)
+
+
+@given(
+    data=st.dictionaries(
+        st.text(max_size=5), st.dictionaries(st.text(max_size=5), _VALUES, max_size=3), max_size=3
+    )
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_what_is_written_is_read(data, tmp_path):
     path = tmp_path / "state.json"
     files.write_json(path, data)
-    assert files.read_json(path) == json.loads(json.dumps(data)) == data
+    assert files.read_json(path, "figures") == json.loads(json.dumps(data)) == data

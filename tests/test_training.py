@@ -911,9 +911,10 @@ def test_a_damaged_checkpoint_is_refused(finished, cifar10_dir, tmp_path):
     state = json.loads((finished / "state.json").read_text())
     for change, message in (
         ({"checkpoint": "../else.keras"}, r"in its folder. Received: '\.\./else\.keras'"),
-        ({"checkpoint": None}, "in its folder. Received: None"),
-        ({"epoch": 10**400}, "from 0 to 4. Received: .*with 1000"),
-        ({"epoch": "4"}, "from 0 to 4. Received: .*with 4"),
+        ({"checkpoint": None}, r"`checkpoint` in .*state\.json must be .*\. Received: None"),
+        ({"epoch": 10**400}, r"`epoch` in .*state\.json must be .*\. Received: 1000"),
+        ({"epoch": "4"}, r"`epoch` in .*state\.json must be .*integer\. Received: '4'"),
+        ({"epoch": 5}, r"`epoch` in .*state\.json must be from 0 to 4\. Received: 5"),
     ):
         (folder / "state.json").write_text(json.dumps({**state, **change}))
         with pytest.raises(UserError, match=message):

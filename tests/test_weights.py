@@ -497,6 +497,85 @@ def _link(secret):
     return make
 
 
+def _soft_link(secret):
+    def make(group, name, values):
+        group.parent["elsewhere"] = values
+        group[name] = h5py.SoftLink(group.parent.name + "/elsewhere")
+
+    return make
+
+
+def _declared(secret):
+    return lambda group, name, values: group.create_dataset(name, values.shape, values.dtype)
+
+
+def _declared_petabytes(secret):
+    """As in CVE-2026-0897."""
+
+    def make(group, name, values):
+        group.create_dataset(name, (1 << 26, 1 << 26), "float32", chunks=(1, 1 << 10))
+
+    return make
+
+
+def _bomb(secret):
+    """Compressed, and mostly not there at all."""
+
+    def make(group, name, values):
+        made = group.create_dataset(name, (1 << 14, 1 << 14), "float32", compression="gzip")
+        made[0, 0] = 1
+
+    return make
+
+
+def _foreign_filter(secret):
+    """One of a number for which HDF5 looks for a shared library in HDF5_PLUGIN_PATH."""
+
+    def make(group, name, values):
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk(values.shape)
+        properties.set_filter(32_015, h5py.h5z.FLAG_OPTIONAL, (1,))
+        space = h5py.h5s.create_simple(values.shape)
+        kind = h5py.h5t.py_create(values.dtype)
+        made = h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=properties)
+        h5py.Dataset(made)[...] = values
+
+    return make
+
+
+def _named_type(secret):
+    def make(group, name, values):
+        group[name] = values.dtype
+
+    return make
+
+
+def _references(secret):
+    def make(group, name, values):
+        made = group.create_dataset(name, values.shape, h5py.ref_dtype)
+        made[...] = group.ref
+
+    return make
+
+
+def _large_attribute(secret):
+    def make(group, name, values):
+        group[name] = values
+        group[name].attrs["note"] = np.zeros(10_000, "float32")
+
+    return make
+
+
+def _endless(secret):
+    """A group that is in itself."""
+
+    def make(group, name, values):
+        group[name] = values
+        group["again"] = group
+
+    return make
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -506,7 +585,16 @@ def _link(secret):
         (_large_chunk, "in chunks of"),
         (_no_array, "no array of numbers"),
         (_texts, "no array of numbers"),
-        (_link, "missing"),
+        (_link, "a link to elsewhere"),
+        (_soft_link, "a link to elsewhere"),
+        (_declared, "holds too little"),
+        (_declared_petabytes, "holds too little"),
+        (_bomb, "holds too little"),
+        (_foreign_filter, "other filters"),
+        (_named_type, "neither a group nor an array"),
+        (_references, "no array of numbers"),
+        (_large_attribute, "attributes of more than"),
+        (_endless, "groups in a row"),
     ],
 )
 def test_what_keras_never_writes_is_refused_before_it_is_read(make, message, run_dir, tmp_path):
@@ -518,19 +606,25 @@ def test_what_keras_never_writes_is_refused_before_it_is_read(make, message, run
         weights.load(model, file)
     size, digest = file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()
     edit(run_dir / "result.json", size=size, sha256=digest)
-    if make is _link:  # whose place is not among those that are copied
-        record = weights.publish(run_dir, directory=tmp_path / "registry", max_shard_size=30_000)
-        files = [
-            weights.path(record, directory=tmp_path / "registry").parent / part.file
-            for part in record.files
-        ]
-        secret = (tmp_path / "secret").read_bytes()
-        assert all(secret not in file.read_bytes() for file in files)
-        return
     for options in ({}, {"max_shard_size": 20_000}):
         with pytest.raises(WeightFileError, match=message):
             weights.publish(run_dir, directory=tmp_path / "registry", **options)
     assert not (tmp_path / "registry").exists()
+
+
+@pytest.mark.once
+def test_a_file_that_is_damaged_where_only_its_values_are_read(tmp_path):
+    from mf_zoo.weights.rewriting import rewrite
+
+    file = tmp_path / "damaged.weights.h5"
+    with h5py.File(file, "w") as content:
+        content["layer/vars/0"] = np.ones((3, 4), "float32")
+        content["layer/vars"].attrs["name"] = "layer"
+    data = file.read_bytes()
+    assert data.count(b"GCOL") == 1  # where texts lie
+    file.write_bytes(data.replace(b"GCOL", b"xxxx"))
+    with pytest.raises(WeightFileError, match=r"whole HDF5 file.*Received: "):
+        rewrite(file, tmp_path, "new", dtype="float32", max_shard_size=1 << 20)
 
 
 def _places(file):

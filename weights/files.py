@@ -1,13 +1,17 @@
 """Weight files: checked before they are read, and read whole or not at all."""
 
+import contextlib
 import json
 import math
+import os
 import tempfile
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mf_zoo import files
-from mf_zoo.errors import UserError
+from mf_zoo.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import h5py
@@ -19,6 +23,13 @@ _SHOWN = 4  # differences named in an error message
 # Bounds of a weight file; those of networks stay far below.
 _MOST_OBJECTS = 100_000
 _DEEPEST = 50
+_LARGEST_ATTRIBUTE = 4_096  # bytes
+_COMPRESSION = 1_032  # the most that gzip can do
+_LONGEST = 500  # characters of another library's message
+# What a `.keras` file holds, and classes that Keras's safe mode refuses, or should.
+_MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
+_UNSAFE = ("Lambda", "TorchModuleWrapper", "FlaxLayer", "JaxLayer", "TFSMLayer", "StringLookup")
+_UNSAFE += ("IntegerLookup", "IndexLookup", "TextVectorization", "__lambda__")
 
 
 class WeightFileError(UserError, ValueError):
@@ -40,7 +51,7 @@ def verify(path: str | Path, sha256: str, size: int | None = None) -> Path:
         WeightFileError: The file is missing or unreadable, or its size or digest is another.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightFileError(
             f"The weight file {path.name} is missing: install mf_zoo again, or fetch the file "
             f"anew. Received: {path}"
@@ -183,7 +194,7 @@ def _index(path: Path) -> dict[str, set[str]]:
             for group, shards in weight_map.items()
         }
         named = sorted(set().union(*groups.values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightFileError(
             f"An index of shards must be JSON with a `weight_map`, as `model.save_weights` writes "
             f"it: {path} is truncated, damaged or something else. Received: {error!r}"
@@ -235,51 +246,174 @@ def datasets(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every dataset of an HDF5 file by its place, the optimizer's state aside.
 
     Every reader of weight files comes by here first. What Keras never writes is refused before any
-    value is read: data that lie in other files, chunks larger than their dataset, which take more
-    memory than they hold values, and groups without end.
+    value is read: links, and data that lie in other files; chunks larger than their dataset, and
+    datasets that declare more than the file can hold, which would take memory without end; filters
+    that HDF5 would load from a shared library; groups without end.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The shapes.
+
+    Raises:
+        WeightFileError: If there is no such file, or it is no such file.
     """
-    import h5py
+    _check_exists(path)
+    with reading(path):
+        return _datasets(path)
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    objects = 0
 
-    def visit(place: str, item: "h5py.Group | h5py.Dataset") -> None:
-        nonlocal objects
-        objects += 1
-        if objects > _MOST_OBJECTS or place.count("/") >= _DEEPEST:
-            raise ValueError(f"more than {_MOST_OBJECTS} objects, or {_DEEPEST} groups in a row")
-        if not isinstance(item, h5py.Dataset):
-            return
-        if wrong := _strange(item):
-            raise ValueError(f"{place} is {wrong}")
-        if place.split("/")[0] != "optimizer":
-            shapes[place] = tuple(item.shape)
+def load_model(path: str | Path) -> "keras.Model":
+    """Loads a model, compiled if it was, from a `.keras` file that need not be trusted.
 
+    Its weights are checked as those of a weight file are, and Keras's safe mode is on: no code of
+    the file's is run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model.
+
+    Raises:
+        WeightFileError: If the file is missing or damaged, or is not what `model.save` writes.
+    """
+    import keras
+
+    path = Path(path)
+    check_model(path)
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except Exception as error:  # of a damaged configuration Keras raises many kinds
+        raise WeightFileError(
+            f"A saved model must be one that Keras loads in its safe mode. "
+            f"Received: {path}: {type(error).__name__}: {one_line(error)[:_LONGEST]}"
+        ) from error
+
+
+def check_model(path: Path) -> None:
+    """Checks a `.keras` file as far as can be done without loading it, see `load_model`."""
     _check_exists(path)
     try:
-        with h5py.File(path, "r") as file:
-            file.visititems(visit)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        with zipfile.ZipFile(path) as archive:
+            size = path.stat().st_size
+            names = sorted(member.filename for member in archive.infolist())
+            if names != sorted(_MEMBERS):
+                raise ValueError(f"{names[:_SHOWN]} in place of {', '.join(_MEMBERS)}")
+            for member in archive.infolist():
+                # Keras compresses nothing.
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
+                    raise ValueError(f"{member.filename} of {member.file_size} bytes, compressed")
+            for name in _MEMBERS[:2]:
+                _check_config(json.loads(archive.read(name)))
+            with tempfile.TemporaryDirectory() as folder:
+                _datasets(Path(archive.extract(_MEMBERS[2], folder)))
+    except Exception as error:  # of damaged archives and HDF5 files there are many kinds
+        raise WeightFileError(
+            f"A saved model must be a whole `.keras` file, as `model.save` writes it: {path} is "
+            f"truncated, damaged or something else. Received: {type(error).__name__}: "
+            f"{one_line(error)[:_LONGEST]}"
+        ) from error
+
+
+def _check_config(config: Any) -> None:
+    """Refuses what a configuration may ask Keras for besides the layers of a network."""
+    if isinstance(config, list):
+        for item in config:
+            _check_config(item)
+    elif isinstance(config, dict):
+        name = config.get("class_name")
+        if name in _UNSAFE:
+            raise ValueError(f"a {name}, which holds code or reads files")
+        for value in config.values():
+            _check_config(value)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what h5py says of a damaged file into a `WeightFileError`."""
+    try:
+        yield
+    except Exception as error:  # of damaged files h5py raises many kinds
         raise WeightFileError(
             f"A weight file must be a whole HDF5 file, as `model.save_weights` writes it: {path} "
-            f"is truncated, damaged or something else. Received: {error}"
+            f"is truncated, damaged or something else. Received: {one_line(error)[:_LONGEST]}"
         ) from error
+
+
+def _datasets(path: Path) -> dict[str, tuple[int, ...]]:
+    import h5py
+
+    size = path.stat().st_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    stored = objects = 0
+
+    def visit(group: "h5py.Group", place: str, depth: int) -> None:
+        nonlocal stored, objects
+        for name in group:
+            objects += 1
+            if objects > _MOST_OBJECTS or depth > _DEEPEST:
+                raise ValueError(
+                    f"more than {_MOST_OBJECTS} objects, or {_DEEPEST} groups in a row"
+                )
+            inner = f"{place}/{name}" if place else name
+            if type(group.get(name, getlink=True)) is not h5py.HardLink:
+                raise ValueError(f"{inner} is a link to elsewhere")
+            item = group[name]
+            if wrong := _strange(item):
+                raise ValueError(f"{inner} is {wrong}")
+            if isinstance(item, h5py.Group):
+                visit(item, inner, depth + 1)
+                continue
+            stored += item.id.get_storage_size()
+            if stored > size:
+                raise ValueError(f"{inner} reaches beyond the end of the file")
+            if inner.split("/")[0] != "optimizer":
+                shapes[inner] = tuple(item.shape)
+
+    with h5py.File(path, "r") as file:
+        if wrong := _strange(file):
+            raise ValueError(f"the file is {wrong}")
+        visit(file, "", 1)
     return shapes
 
 
-def _strange(dataset: "h5py.Dataset") -> str | None:
-    """What a dataset is that Keras never writes, if it is such a one."""
-    if dataset.external or dataset.is_virtual:
+def _strange(item: Any) -> str | None:
+    """What an object of an HDF5 file is that Keras never writes, if it is such a one."""
+    import h5py
+
+    for k in range(h5py.h5a.get_num_attrs(item.id)):
+        if h5py.h5a.open(item.id, index=k).get_storage_size() > _LARGEST_ATTRIBUTE:
+            return f"one with attributes of more than {_LARGEST_ATTRIBUTE} bytes"
+    if isinstance(item, h5py.Group):
+        return None
+    if not isinstance(item, h5py.Dataset):
+        return "neither a group nor an array"
+    if item.external or item.is_virtual:
         return "stored in other files"
-    if dataset.shape is None or dataset.dtype.hasobject:
+    # bfloat16, which HDF5 does not know, are two bytes of no type.
+    numbers = item.dtype.kind in "biuf" or item.dtype == "V2"
+    if item.shape is None or not numbers:
         return "no array of numbers"
-    if dataset.chunks is not None and math.prod(dataset.chunks) > max(dataset.size, 1):
-        return f"of shape {dataset.shape} in chunks of {dataset.chunks}"
+    if item.chunks is not None and math.prod(item.chunks) > max(item.size, 1):
+        return f"of shape {item.shape} in chunks of {item.chunks}"
+    properties = item.id.get_create_plist()
+    filters = {properties.get_filter(k)[0] for k in range(properties.get_nfilters())}
+    if not filters <= {
+        h5py.h5z.FILTER_DEFLATE,
+        h5py.h5z.FILTER_SHUFFLE,
+        h5py.h5z.FILTER_FLETCHER32,
+    }:
+        return f"stored by other filters than HDF5's own: {sorted(filters)}"
+    held = item.id.get_storage_size() * (_COMPRESSION if filters else 1)
+    if item.size * item.dtype.itemsize > held:
+        return f"of shape {item.shape}, for which the file holds too little"
     return None
 
 
 def _check_exists(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name that is too long, which `Path` raises for
         raise WeightFileError(f"A weight file must exist before it is loaded. Received: {path}")
 
 

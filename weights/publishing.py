@@ -99,7 +99,7 @@ def publish(
         )
     run = Path(run_dir)
     folder = FOLDER if directory is None else Path(directory)
-    config, result = _read(run / "config.json"), _read(run / "result.json")
+    config, result = _read(run, "config"), _read(run, "result")
     if config["limit"] is not None or config["holdout"] or result["evaluated_on"] != "test":
         received = (
             f"limit={config['limit']}, holdout={config['holdout']}, "
@@ -116,15 +116,11 @@ def publish(
                 f"the package. Received: {run} with {received}"
             )
     history = run / "history.csv"
-    epochs = [int(row["epoch"]) for row in read_rows(history)]
+    epochs = [int(row["epoch"]) for row in read_rows(history, "history")]
     if epochs != list(range(1, result["epochs"] + 1)):
         raise ValueError(
             f"The history of a finished run must have a row for each of its {result['epochs']} "
             f"epochs. Received: {history} with the epochs {epochs}"
-        )
-    if Path(result["file"]).name != result["file"]:
-        raise ValueError(
-            f"The weights of a run must lie in its folder. Received: {run} with {result['file']!r}"
         )
     source = check_file(verify(run / result["file"], result["sha256"], result["size"]))
     record = _record(name or result["dataset"], config, result)
@@ -202,12 +198,13 @@ def _with_files(record: WeightRecord, source: Path) -> WeightRecord:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found = read_json(path)
+def _read(run: Path, kind: str) -> dict[str, Any]:
+    path = run / f"{kind}.json"
+    found = read_json(path, kind)
     if found is None:
         raise ValueError(
             "Only the folder of a finished run of `mf-zoo train` can be published: it has a "
-            f"config.json and a result.json. Received: {path.parent} without {path.name}"
+            f"config.json and a result.json. Received: {run} without {path.name}"
         )
     return found
 

@@ -337,7 +337,7 @@ class WeightRecord:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
             raise ValueError(f"A weight record must be valid JSON. Received: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(
@@ -372,7 +372,7 @@ class WeightRecord:
         path = Path(path)
         try:
             record = cls.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ValueError(f"Weight record {path}: {error}") from error
         if path.name != f"{record.stem}.json":
             raise ValueError(

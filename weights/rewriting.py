@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.weights.files import INDEX_SUFFIX, SUFFIX, WeightFileError, datasets, shard_name
+from mf_zoo.weights.files import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    WeightFileError,
+    datasets,
+    reading,
+    shard_name,
+)
 
 # What HDF5 writes for one more array besides its values: headers, groups, a heap for their names.
 # Measured: 12,656 for the first array of a file, less for others.
@@ -84,13 +91,16 @@ def _arrays(source: Path, dtype: str) -> Iterator[tuple[str, Any, tuple[dict, di
     """
     import h5py
 
+    places = datasets(source)
     with h5py.File(source, "r") as file:
-        for place in datasets(source):
-            dataset = file[place]
-            values = dataset[()]
+        for place in places:
+            with reading(source):
+                dataset = file[place]
+                values = dataset[()]
+                attributes = dict(dataset.parent.attrs), dict(dataset.attrs)
             if dtype == "float16":
                 values = _rounded(values, f"{place} of {source.name}")
-            yield place, values, (dict(dataset.parent.attrs), dict(dataset.attrs))
+            yield place, values, attributes
 
 
 def _rounded(values: Any, name: str) -> Any:

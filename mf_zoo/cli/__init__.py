@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command_line = shlex.join(["mf-zoo", *arguments])
     if sys.stdout is None:  # closed by whoever started the command: nobody reads what it prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif hasattr(sys.stdout, "reconfigure"):
+        # A file name need not be text that standard output can show.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     # Here, for help and errors of arguments need neither.
     from mf_zoo import plugins, quiet
@@ -145,7 +148,10 @@ def _how_to_resume(options: argparse.Namespace) -> str:
         return tune.how_to_resume(options)
     if folder is None or not (folder / CONFIG).exists():
         return ""
-    states = [read_json(path / STATE) for path in (folder, *folder.glob(f"{RUNGS}/*"))]
+    try:
+        states = [read_json(path / STATE, "state") for path in (folder, *folder.glob(f"{RUNGS}/*"))]
+    except UserError:  # resuming will say so
+        return ""
     epoch = max(state["epoch"] if state else 0 for state in states)
     return (
         f" after epoch {epoch}; resume with: "

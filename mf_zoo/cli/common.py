@@ -117,7 +117,7 @@ def load_trained(
     with user_errors():
         is_run = folder.is_dir()
     if is_run:
-        config = read_json(folder / CONFIG)
+        config = read_json(folder / CONFIG, "config")
         if config is None or not (folder / WEIGHTS).exists():
             raise UserError(f"`--weights` must be a finished run if a folder. Received: {folder}")
         weights = str(folder / WEIGHTS)

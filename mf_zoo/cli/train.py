@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mf_zoo.cli.common import add_data_arguments, add_record_arguments, given
-from mf_zoo.errors import UserError, one_line, user_errors
+from mf_zoo.errors import UserError, user_errors
 from mf_zoo.files import read_json
 from mf_zoo.training import recipes
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, parse_override
@@ -123,7 +123,7 @@ def _train(options: argparse.Namespace):
             options.usage_error(f"--{flag.replace('_', '-')} goes with --dry-run")
     if options.output is None:
         options.usage_error("the following arguments are required: --output")
-    started = read_json(options.output / CONFIG) if options.resume else None
+    started = read_json(options.output / CONFIG, "config") if options.resume else None
     if options.settings is not None:
         settings, machine, command = _from_file(options)
     else:
@@ -176,13 +176,7 @@ def _settings(
         with user_errors():
             settings = RunSettings(recipe=_recipe(options, options.recipe or "paper"), **values)
             return settings, Machine(**given(options, Machine))
-    try:
-        settings, machine = RunSettings.from_dict(started), Machine.from_dict(started)
-    except ValueError as error:
-        raise UserError(
-            f"{options.output / CONFIG} must be the config of a run of this version. "
-            f"Received: {one_line(error)}"
-        ) from error
+    settings, machine = RunSettings.from_dict(started), Machine.from_dict(started)
     with user_errors():
         recipe = _recipe(options, options.recipe or settings.recipe)
         return (
@@ -197,18 +191,14 @@ def _from_file(options: argparse.Namespace) -> tuple[RunSettings, Machine, str]:
     for name in names:
         if getattr(options, name):
             options.usage_error(f"--{name.replace('_', '-')} does not go with --settings")
-    content = read_json(options.settings)
-    try:
-        return (
-            RunSettings.from_dict(content["settings"]),
-            Machine.from_dict(content["machine"]),
-            content["command"],
-        )
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            "`--settings` must be a file that a campaign wrote. "
-            f"Received: {options.settings}: {one_line(error)}"
-        ) from error
+    content = read_json(options.settings, "settings")
+    if content is None:
+        raise UserError(f"`--settings` must be a file. Received: {options.settings}")
+    return (
+        RunSettings.from_dict(content["settings"]),
+        Machine.from_dict(content["machine"]),
+        content["command"],
+    )
 
 
 def _dry_run(options: argparse.Namespace):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mf_zoo.cli.common import add_data_arguments, add_record_arguments, given
-from mf_zoo.errors import UserError, one_line, user_errors
+from mf_zoo.errors import UserError, user_errors
 from mf_zoo.files import read_json
 from mf_zoo.training.recipes import RECIPES, get_recipe, parse_override
 from mf_zoo.training.settings import Machine, flags
@@ -83,7 +83,7 @@ def _tune(options: argparse.Namespace) -> None:
         raise UserError(f"`--tuner-id` names a worker (--worker). Received: {options.tuner_id!r}")
     if options.allow_remote and options.chief is None:
         raise UserError("`--allow-remote` is for a chief (--chief). Received: no --chief")
-    started = read_json(options.output / SEARCH) if options.resume else None
+    started = read_json(options.output / SEARCH, "search") if options.resume else None
     settings = _settings(options, started)
     stored = started or {}
     data_dir = stored.get("data_dir") if options.data_dir is None else options.data_dir
@@ -135,13 +135,7 @@ def _settings(options: argparse.Namespace, started: dict[str, Any] | None) -> Se
                 names = default_search(values["models"], "weights" in values)
                 values["search"] = [name for name in names if name not in changed]
             return SearchSettings(recipe=recipe, **values)
-    try:
-        settings = SearchSettings.from_dict(started)
-    except ValueError as error:
-        raise UserError(
-            f"{options.output / SEARCH} must be the settings of a search of this version. "
-            f"Received: {one_line(error)}"
-        ) from error
+    settings = SearchSettings.from_dict(started)
     with user_errors():
         recipe = get_recipe(options.recipe or settings.recipe, **changed)
         return settings.replace(recipe=recipe, **values)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from mf_zoo.data import datasets
+from mf_zoo.data.arrays import load_npy
 from mf_zoo.data.errors import DatasetCorruptError, DatasetUnavailableError
-from mf_zoo.data.loading import Chunk, check_chunk, load
+from mf_zoo.data.loading import Chunk, check_chunk, check_layout, load
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -100,20 +101,19 @@ def _read_arrays(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images of one severity: the arrays hold those of all five, one after the other."""
     path = folder / f"{corruption}.npy"
+    origin = f"{path}, with labels.npy beside it,"
     try:
         # Mapped, so that one severity is read and not all five.
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        images, labels = load_npy(
+            folder,
+            (corruption, "labels"),
+            lambda headers: check_layout(dataset, origin, *headers),
+        )
     except FileNotFoundError as error:
         raise DatasetUnavailableError(
             f"{folder} must hold {corruption}.npy and labels.npy. Received: {error}"
         ) from error
-    except (ValueError, EOFError, OSError) as error:
-        raise DatasetCorruptError(
-            f"{path} and labels.npy beside it must be arrays of NumPy without objects; get them "
-            f"again. Received: {type(error).__name__}: {error}"
-        ) from error
-    check_chunk(dataset, Chunk(f"{path}, with labels.npy beside it,", images, labels))
+    check_chunk(dataset, Chunk(origin, images, labels))
     count = len(SEVERITIES)
     if not len(images) or len(images) % count:
         raise DatasetCorruptError(

@@ -6,8 +6,6 @@ import re
 import ssl
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mf_zoo.data import datasets
+from mf_zoo.data.arrays import Header, load_npz
 from mf_zoo.data.datasets import Dataset
 from mf_zoo.data.errors import DatasetCorruptError, DatasetUnavailableError
 from mf_zoo.data.files import fitted, open_image
@@ -149,20 +148,18 @@ def resolve_slice(split: str, start: str | None, stop: str | None, count: int) -
 
 
 def _read_npz(dataset: Dataset, split: str, path: Path) -> Iterator[Chunk]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays[f"{split}_image"], arrays[f"{split}_label"]
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetCorruptError(
-            f"{path} must be an uncorrupted .npz file with the arrays {split}_image and "
-            f"{split}_label; make it again. Received: {type(error).__name__}: {error}"
-        ) from error
+    images, labels = load_npz(
+        path,
+        (f"{split}_image", f"{split}_label"),
+        lambda headers: check_layout(dataset, str(path), *headers),
+    )
     yield Chunk(str(path), images, labels)
 
 
-def check_chunk(dataset: Dataset, chunk: Chunk) -> None:
-    """Raises DatasetCorruptError unless images and labels are as the record says."""
-    origin, images, labels, _ = chunk
+def check_layout(
+    dataset: Dataset, origin: str, images: Header | np.ndarray, labels: Header | np.ndarray
+) -> None:
+    """Raises DatasetCorruptError unless types and shapes are as the record says."""
     if (
         images.dtype != np.uint8
         or images.shape[1:] != dataset.image_shape
@@ -174,6 +171,12 @@ def check_chunk(dataset: Dataset, chunk: Chunk) -> None:
             f"{origin} must hold uint8 images (N, {shape}) and integer labels (N,). Received: "
             f"images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}"
         )
+
+
+def check_chunk(dataset: Dataset, chunk: Chunk) -> None:
+    """Raises DatasetCorruptError unless images and labels are as the record says."""
+    origin, images, labels, _ = chunk
+    check_layout(dataset, origin, images, labels)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < dataset.classes:
         raise DatasetCorruptError(
             f"{origin} must hold labels from 0 to {dataset.classes - 1}. "

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mf_zoo import data
+from mf_zoo import data, with_parent
 from mf_zoo.deploy import writer
 from mf_zoo.deploy.fold import HALF_PRECISION, fold
 from mf_zoo.errors import UserError
@@ -313,7 +313,15 @@ def _write(
     with tempfile.TemporaryDirectory() as scratch:
         source, inputs, outputs = (Path(scratch) / n for n in ("m.keras", "in.npy", "out.npy"))
         plain.save(source)
-        command = [sys.executable, "-P", writer.__file__, source, format, path]
+        command = [
+            sys.executable,
+            "-P",
+            with_parent.__file__,
+            writer.__file__,
+            source,
+            format,
+            path,
+        ]
         if images is not None:
             np.save(inputs, images)
             command += [inputs, outputs]
@@ -329,9 +337,20 @@ def _write(
             "JAX_PLATFORMS": "cpu",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
-        done = subprocess.run(
-            list(map(str, command)), env=environment, capture_output=True, text=True, check=False
-        )
+        # Our end of the pipe closes when this process ends, and then the writer ends too.
+        theirs, ours = os.pipe()
+        try:
+            done = subprocess.run(
+                list(map(str, command)),
+                env=environment,
+                stdin=theirs,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            os.close(theirs)
+            os.close(ours)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise UserError(f"The format {format!r} cannot be written: {lines[-1]}")

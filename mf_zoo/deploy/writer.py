@@ -23,7 +23,7 @@ def write(source: str, format: str, path: str) -> None:
         return
     import keras
 
-    model = keras.saving.load_model(source, compile=False)
+    model = keras.saving.load_model(source, compile=False, safe_mode=True)
     # Without it, ONNX export wants a model that has been called.
     signature = keras.tree.map_structure(
         lambda x: keras.InputSpec(shape=x.shape, dtype=x.dtype, name=x.name), model.input
@@ -65,7 +65,9 @@ def run(format: str, path: str, images: np.ndarray) -> Any:
     if format == "keras":
         import keras
 
-        return keras.saving.load_model(path, compile=False).predict(images, verbose=0)
+        return keras.saving.load_model(path, compile=False, safe_mode=True).predict(
+            images, verbose=0
+        )
     if format == "onnx":
         import onnxruntime
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from mf_zoo import applications, files
 from mf_zoo.errors import UserError, user_errors
-from mf_zoo.training.campaign import COLUMNS, RUNS
+from mf_zoo.training.campaign import RUNS
 from mf_zoo.training.recipes import fields
 
 # Values of a recipe that a network without learned times has no use for.
 _MEAN_FIELD = fields("stage", "times")
-_COLUMNS_BEFORE_GROWTH = COLUMNS.index("image_passes")
 
 
 @dataclasses.dataclass
@@ -85,22 +84,7 @@ def read_results(folder: Path) -> list[dict[str, str]]:
     path = folder / RUNS
     if not path.is_file():
         raise UserError(f"The results of a campaign must hold a {RUNS}. Received: {folder}")
-    rows = files.read_rows(path)
-    for row in rows:
-        # Those of an earlier version have fewer columns.
-        known = tuple(row) == COLUMNS[: max(len(row), _COLUMNS_BEFORE_GROWTH)]
-        # A short line lacks values, a long one has some under no name.
-        if not known or None in row.values():
-            raise UserError(
-                f"A line of {RUNS} must have the columns {', '.join(COLUMNS)}. "
-                f"Received: {path} with the line {row.get('run', row)}"
-            )
-        if row["state"] == "finished" and row["epochs"] != row["epochs_done"]:
-            raise UserError(
-                f"A finished run must have all its epochs. Received: {row['run']} in {path} with "
-                f"{row['epochs_done']} of {row['epochs']}"
-            )
-    return rows
+    return files.read_rows(path, "runs")
 
 
 def network(model: str) -> applications.Network:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from mf_zoo import applications, data, devices
-from mf_zoo.errors import UserError, user_errors
+from mf_zoo.errors import UserError, short, user_errors
 from mf_zoo.training import pretrained
 from mf_zoo.training.losses import SmoothedCrossentropy
 from mf_zoo.training.recipes import Recipe
@@ -164,8 +164,11 @@ def check_counts(**counts: int | None) -> None:
     """Refuses what is no whole number from 1 (`holdout`: from 0); `None` is left alone."""
     for name, value in counts.items():
         least = 0 if name == "holdout" else 1
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise UserError(f"`{name}` must be a whole number from {least}. Received: {value!r}")
+        if value is not None and (not isinstance(value, int) or not least <= value < 2**63):
+            upto = f" to {2**63 - 1}" if isinstance(value, int) and value > 0 else ""
+            raise UserError(
+                f"`{name}` must be a whole number from {least}{upto}. Received: {short(value)}"
+            )
 
 
 def check_on_device(on_device: bool) -> None:

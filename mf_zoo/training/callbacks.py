@@ -8,24 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from mf_zoo import devices, files
+from mf_zoo import devices, files, schemas
 from mf_zoo.errors import UserError
 from mf_zoo.layers.orders import order_swaps as order_swaps
 from mf_zoo.training import runs
 from mf_zoo.visualize import RecordStages
 
-HISTORY_COLUMNS = (
-    "epoch",
-    "learning_rate",
-    "loss",
-    "accuracy",
-    "test_loss",
-    "test_error",
-    "seconds",
-    "images_per_second",
-    "order_swaps",
-)
-TIMES_COLUMNS = ("epoch", "stage", "particle", "time", "rank")
+HISTORY_COLUMNS = tuple(schemas.HISTORY)
+TIMES_COLUMNS = tuple(schemas.TIMES)
 
 
 class DepthOrder(RecordStages):

@@ -14,8 +14,8 @@ from mf_zoo.training import ladder, runs
 from mf_zoo.training.callbacks import random_states
 from mf_zoo.training.evaluation import Evaluation
 from mf_zoo.training.ladder import Trunk
-from mf_zoo.training.recipes import stored_values
 from mf_zoo.training.settings import RunSettings
+from mf_zoo.weights.files import load_model
 
 
 def open_folder(
@@ -42,7 +42,7 @@ def open_folder(
         UserError: If it is finished, has other settings, is not to be resumed, or is no such
             folder.
     """
-    config = files.read_json(folder / file)
+    config = files.read_json(folder / file, "config" if kind == "run" else "search")
     if (folder / runs.RESULT).exists():
         raise UserError(
             f"The {kind} in {folder} is finished, with its result in {folder / runs.RESULT}, and "
@@ -62,7 +62,7 @@ def open_folder(
         f"{key} is {there.get(key)!r} there and {value!r} here"
         for there, here in (
             (config, now),
-            (stored_values(config["recipe"]), options["recipe"]),
+            (config["recipe"], options["recipe"]),
         )
         for key, value in here.items()
         # A trunk is the same, wherever its folder is, if its digest is.
@@ -95,14 +95,13 @@ def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any
     """
     if not open_folder(folder, settings.to_dict(), resume):
         return {"epoch": 0}
-    state = files.read_json(folder / runs.STATE)
+    state = files.read_json(folder / runs.STATE, "state")
     if state is None:
         return {"epoch": 0}
-    epoch = state.get("epoch")
-    if type(epoch) is not int or not 0 <= epoch <= settings.last_epoch:
+    if state["epoch"] > settings.last_epoch:
         raise UserError(
-            f"`epoch` in {runs.STATE} must be from 0 to {settings.last_epoch}. "
-            f"Received: {folder / runs.STATE} with {str(epoch)[:20]}"
+            f"`epoch` in {folder / runs.STATE} must be from 0 to {settings.last_epoch}. "
+            f"Received: {state['epoch']}"
         )
     ladder.checkpoint(folder, state)
     return state
@@ -110,7 +109,9 @@ def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any
 
 def begun(folder: Path) -> dict[str, Any] | None:
     """What `config.json` holds of a run that has a checkpoint of its own, else `None`."""
-    return files.read_json(folder / runs.CONFIG) if (folder / runs.STATE).exists() else None
+    if not (folder / runs.STATE).exists():
+        return None
+    return files.read_json(folder / runs.CONFIG, "config")
 
 
 def prepare(folder: Path, config: Mapping[str, Any], epoch: int, trunk: Trunk | None) -> None:
@@ -146,7 +147,7 @@ def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
 
     path = folder / state["checkpoint"]
     try:
-        network = keras.saving.load_model(path)
+        network = load_model(path)
         for variable, value in zip(
             random_states(network), state.get("random_states", []), strict=True
         ):
@@ -178,7 +179,11 @@ def write_result(
     """
     weights = folder / runs.WEIGHTS
     digest = files.write_atomically(weights, final.save_weights)
-    history = files.read_rows(folder / runs.HISTORY)
+    history = files.read_rows(folder / runs.HISTORY, "history")
+    if not history:
+        raise UserError(
+            f"A run must have a {runs.HISTORY} with a row for each epoch. Received: {folder}"
+        )
     grown_from = config["grown_from"]
     own = history[grown_from[-1]["epochs"] if grown_from else 0 :]
     seconds = sum(float(row["seconds"]) for row in own)
@@ -204,14 +209,16 @@ def write_result(
         "parameters": final.count_params(),
         "order_swaps": sum(int(row["order_swaps"]) for row in history),
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(config["train_images"] * len(own) / seconds, 1),
+        "images_per_second": round(config["train_images"] * len(own) / seconds, 1)
+        if seconds
+        else None,
         "total_train_seconds": round(_total(grown_from, "train_seconds", seconds), 1),
         "image_passes": _total(grown_from, "image_passes", passes),
         "multiply_adds": _total(grown_from, "multiply_adds", work),
         "grown_from": grown_from,
         "backend": config["backend"],
         "device": config["device"],
-        "command": (files.read_json(folder / runs.CONFIG) or config)["command"],
+        "command": {**config, **(files.read_json(folder / runs.CONFIG, "config") or {})}["command"],
         "date": devices.now(),
         "file": runs.WEIGHTS,
         "size": weights.stat().st_size,

@@ -96,6 +96,10 @@ def check_growth(small: str, large: str, horizon: float | None) -> None:
         )
 
 
+# What a run and those that it grew from took together, of which its own part is the rest.
+_COSTS = ("image_passes", "multiply_adds")
+
+
 @dataclasses.dataclass(frozen=True)
 class Trunk:
     """A finished run that another one grows from.
@@ -121,12 +125,10 @@ class Trunk:
     def lineage(self) -> list[dict[str, Any]]:
         """The `grown_from` of a run that grows from it: its own and itself, with their costs."""
         before = self.result["grown_from"]
-        own = {
-            key: self.result[key] - sum(rung[key] for rung in before)
-            if self.result[key] is not None
-            else None
-            for key in ("image_passes", "multiply_adds")
-        }
+        own = {}
+        for key in _COSTS:
+            total, others = self.result[key], [rung[key] for rung in before]
+            own[key] = None if None in (total, *others) else total - sum(others)
         return [
             *before,
             {
@@ -135,8 +137,8 @@ class Trunk:
                 "sha256": self.state["sha256"],
                 **own,
                 "train_seconds": self.result["train_seconds"],
-                "weights": self.config["weights"],
-                "weights_sha256": self.config["weights_sha256"],
+                "weights": self.config.get("weights"),
+                "weights_sha256": self.config.get("weights_sha256"),
             },
         ]
 
@@ -156,10 +158,11 @@ def read_trunk(folder: str | Path, settings: RunSettings) -> Trunk:
             damaged.
     """
     folder = Path(folder)
-    config, state, result = (
-        files.read_json(folder / name) for name in (runs.CONFIG, runs.STATE, runs.RESULT)
-    )
-    if config is None or state is None or result is None or "grown_from" not in result:
+    config = files.read_json(folder / runs.CONFIG, "config")
+    state = files.read_json(folder / runs.STATE, "state")
+    result = files.read_json(folder / runs.RESULT, "result")
+    costs = {"grown_from", *_COSTS}  # those of earlier versions do not say
+    if config is None or state is None or result is None or not costs <= result.keys():
         raise UserError(
             "`trunk` must be the folder of a finished run with `until`, its checkpoint in it. "
             f"Received: trunk={str(folder)!r}"
@@ -202,13 +205,8 @@ def checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     Raises:
         UserError: If it is missing or damaged.
     """
-    name, digest = state.get("checkpoint"), state.get("sha256")
-    if not isinstance(name, str) or Path(name).name != name:
-        raise UserError(
-            f"{folder / runs.STATE} must name a checkpoint in its folder. Received: {name!r}"
-        )
-    path = folder / name
-    if not path.exists() or files.sha256(path) != digest:
+    path = folder / state["checkpoint"]
+    if not path.is_file() or files.sha256(path) != state["sha256"]:
         raise UserError(
             f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
             f"{folder / runs.STATE}"

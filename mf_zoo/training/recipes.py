@@ -1,5 +1,6 @@
 """Training recipes: every setting of a run as data."""
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mf_zoo.chains import SHORTCUTS
+from mf_zoo.errors import short
 from mf_zoo.files import read_toml
+
+_LARGEST = 9_999_999  # of whole values: files of a run and their readers have room for them
 
 
 def _value(default: Any, part: str, **bounds: Any) -> Any:
@@ -249,6 +253,8 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
         return
     if isinstance(value, float):
         _require(field.name, value, math.isfinite(value), "a finite number")
+    if isinstance(value, int):
+        _require(field.name, value, value <= _LARGEST, f"at most {_LARGEST}")
     if choices := bounds.get("choices"):
         _require(field.name, value, value in choices, f"one of {', '.join(choices)}")
     if "below" in bounds:
@@ -262,13 +268,13 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
 
 def _require(name: str, value, condition: bool, what: str):
     if not condition:
-        raise ValueError(f"Recipe value `{name}` must be {what}. Received: {name}={value!r}")
+        raise ValueError(f"Recipe value `{name}` must be {what}. Received: {name}={short(value)}")
 
 
 def _unknown_key(key: str) -> str:
     close = difflib.get_close_matches(key, _TYPES, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"A recipe's values are {', '.join(_TYPES)}{hint}. Received: {key!r}"
+    return f"A recipe's values are {', '.join(_TYPES)}{hint}. Received: {short(key)}"
 
 
 def _checked_type(name: str, value):
@@ -279,10 +285,12 @@ def _checked_type(name: str, value):
             return None
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if type(value) is not hint:
         raise ValueError(
-            f"Recipe value `{name}` must be of type {hint.__name__}. Received: {name}={value!r}"
+            f"Recipe value `{name}` must be of type {hint.__name__}. "
+            f"Received: {name}={short(value)}"
         )
     return value
 
@@ -302,7 +310,11 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, value.lower() == "true"
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError as error:
+        raise ValueError(
+            f"A recipe value must be a number or a word. Received: {key}={short(value)}"
+        ) from error
+    except ValueError:
         # Floats such as `1e-4.`, `.5` or `1.` are no TOML but plain enough.
         try:
             return key, float(value)
@@ -376,7 +388,7 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     values = read_toml(path)
     base = values.pop("base", None)
-    if base is not None and base not in RECIPES:
+    if base is not None and base not in list(RECIPES):
         raise ValueError(f"`base` must be one of {', '.join(RECIPES)}. Received: base={base!r}")
     values.setdefault("name", path.stem)
     unknown = set(values) - set(_TYPES)
@@ -411,11 +423,17 @@ def recipe_toml(recipe: Recipe, comment: str = "") -> str:
 
 
 def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a recipe in a file, which may be older than some value: then its default."""
+    """The values of a recipe in a file, which may be older than some value: then its default.
+
+    Raises:
+        ValueError: If there is a value that a recipe does not have.
+    """
+    if unknown := sorted(set(values) - set(_TYPES)):
+        raise ValueError(_unknown_key(unknown[0]))
     return {**Recipe(name="").to_dict(), **values}
 
 
-def get_recipe(name: "str | Path | Recipe", **values) -> Recipe:
+def get_recipe(name: "str | Path | Recipe", /, **values) -> Recipe:
     """Finds a recipe by name or TOML file and changes some of its values.
 
     A change of `epochs` alone keeps the shape of the schedule: `warmup_epochs` and the epochs of
@@ -454,7 +472,7 @@ def get_recipe(name: "str | Path | Recipe", **values) -> Recipe:
             f"Received: {name!r}"
         )
     epochs = values.get("epochs")
-    if isinstance(epochs, int) and epochs > 0:
+    if isinstance(epochs, int) and 0 < epochs <= _LARGEST:
         scale = epochs / recipe.epochs
         ladder = [f"{network}:{round(epoch * scale)}" for network, epoch in recipe.rungs]
         scaled = {"warmup_epochs": recipe.warmup_epochs * epochs / recipe.epochs}

@@ -343,7 +343,7 @@ def evaluate_weights(
     evaluate_weights("runs/a", "runs/a/final.weights.h5", data_dir="data").error
     ```
     """
-    config = files.read_json(Path(run_dir) / runs.CONFIG)
+    config = files.read_json(Path(run_dir) / runs.CONFIG, "config")
     if config is None:
         raise UserError(f"A run folder must hold a {runs.CONFIG}. Received: {run_dir}")
     with user_errors():

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mf_zoo.errors import short
 from mf_zoo.training.recipes import RECIPES, Recipe, get_recipe, stored_values
 
 LARGEST_SEED = 2**32 - 1  # that Keras, NumPy and Python take alike
+_LARGEST = 2**63 - 1  # number of images that NumPy counts
 
 
 def setting(
@@ -64,7 +66,8 @@ class Record:
             return cls(**{name: values[name] for name in names if name in values})
         except TypeError as error:
             raise ValueError(
-                f"The settings of a run must hold {', '.join(names)}. Received: {dict(values)!r}"
+                f"The settings of a run must hold {', '.join(names)}. "
+                f"Received: {short(dict(values))}"
             ) from error
 
 
@@ -225,20 +228,21 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         value = (value,) if isinstance(value, str) else value
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise ValueError(f"`{name}` must be a list of strings. Received: {name}={value!r}")
+            raise ValueError(f"`{name}` must be a list of strings. Received: {name}={short(value)}")
         return tuple(value)
     if kind is int:
         least, most = field.metadata["least"], field.metadata["most"]
-        if type(value) is not int or value < least or (most is not None and value > most):
-            upto = "" if most is None else f" to {most}"
+        if type(value) is not int or not least <= value <= (most or _LARGEST):
+            upto = f" to {most or _LARGEST}" if most or (type(value) is int and value > 0) else ""
             raise ValueError(
-                f"`{name}` must be a whole number from {least}{upto}. Received: {name}={value!r}"
+                f"`{name}` must be a whole number from {least}{upto}. "
+                f"Received: {name}={short(value)}"
             )
     elif kind is bool and not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be true or false. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be true or false. Received: {name}={short(value)}")
     elif kind is str:
         if isinstance(value, Path):
             return str(value)
         if not isinstance(value, str) or not value:
-            raise ValueError(f"`{name}` must be a string. Received: {name}={value!r}")
+            raise ValueError(f"`{name}` must be a string. Received: {name}={short(value)}")
     return value

@@ -32,7 +32,7 @@ def read_search(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the folder holds no search.
     """
-    config = files.read_json(folder / SEARCH)
+    config = files.read_json(folder / SEARCH, "search")
     if config is None:
         raise UserError(f"The folder must hold a search ({SEARCH}). Received: {folder}")
     return config

@@ -13,6 +13,7 @@ import numpy as np
 from keras_tuner.engine import hyperparameters
 
 from mf_zoo import files
+from mf_zoo.errors import UserError, one_line
 
 _RUNNING = "RUNNING"
 
@@ -64,13 +65,22 @@ class _Durable:
 
     def reload(self) -> None:
         path = Path(self._get_oracle_fname())
-        known = (files.read_json(path) or {"start_order": []})["start_order"]
+        known = (files.read_json(path, "oracle") or {"start_order": []})["start_order"]
         for file in path.parent.glob("trial_*/trial.json"):
             if file.parent.name.removeprefix("trial_") not in known:
                 file.unlink()
-        super().reload()
-        # In the order of their start, in which a Gaussian process sums, and not of their files.
-        self.trials = {trial_id: self.trials[trial_id] for trial_id in self.start_order}
+            else:
+                _check_trial(file)
+        try:
+            super().reload()
+            # In the order of their start, in which a Gaussian process sums, and not of their files.
+            self.trials = {trial_id: self.trials[trial_id] for trial_id in self.start_order}
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            # Of what only keras-tuner knows of its files.
+            raise UserError(
+                "The state of a search must be whole, and that of this version of keras-tuner. "
+                f"Received: {path.parent} with {type(error).__name__}: {one_line(error)}"
+            ) from error
         for trial in self.trials.values():
             if trial.trial_id not in self.end_order:
                 _forget(trial)
@@ -134,6 +144,14 @@ class _Durable:
             for tuner, ongoing in list(self.ongoing_trials.items()):
                 if ongoing.trial_id == trial.trial_id:
                     del self.ongoing_trials[tuner]
+
+
+def _check_trial(path: Path) -> None:
+    trial = files.read_json(path, "trial")
+    if trial is not None and f"trial_{trial['trial_id']}" != path.parent.name:
+        raise UserError(
+            f"`trial_id` in {path} must be that of its folder. Received: {trial['trial_id']!r}"
+        )
 
 
 def _forget(trial: Any) -> None:

@@ -14,6 +14,7 @@ from mf_zoo.layers.orders import order_swaps
 
 # Names in a run folder, and ends of names beside registered weights.
 _TIMES, _HISTORY, _CONFIG = "times.csv", "history.csv", "config.json"
+_MOST_CELLS = 10_000_000  # of epochs and particles
 _RECORDED = {"epoch", "stage", "particle", "time"}
 _SWAPS = {"epoch", "order_swaps"}
 
@@ -119,7 +120,7 @@ def read_swaps(history: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """
     path = _path(history)
     if path is not None and path.is_dir():
-        rows = files.read_rows(path / _HISTORY)
+        rows = files.read_rows(path / _HISTORY, "shared", growing=True)
     else:
         rows = _rows(history)
     if not rows or not set(rows[0]) >= _SWAPS:
@@ -144,7 +145,8 @@ def _path(history: Any) -> Path | None:
 def _rows(history: Any) -> list[Mapping[str, Any]]:
     path = _path(history)
     if path is not None:
-        rows: Any = files.read_rows(path / _TIMES if path.is_dir() else path)
+        file = path / _TIMES if path.is_dir() else path
+        rows: Any = files.read_rows(file, "shared", growing=path.is_dir())
     elif hasattr(history, "to_dict"):  # pandas
         rows = history.to_dict("records")
     else:
@@ -162,13 +164,13 @@ def _recorded(history: Any) -> tuple[Any, float | None] | None:
     path = _path(history)
     if path is None:
         return None
-    if path.is_dir():
-        found = (files.read_json(path / _CONFIG) or {}).get("recipe")
-    elif path.name == _TIMES:  # in a run folder
-        found = (files.read_json(path.with_name(_CONFIG)) or {}).get("recipe")
+    if path.is_dir() or path.name == _TIMES:
+        folder = path if path.is_dir() else path.parent
+        found = (files.read_json(folder / _CONFIG, "recipe") or {}).get("recipe")
     else:  # beside a record of weights
-        found = files.read_json(path.with_name(path.name.removesuffix(f".{_TIMES}") + ".json"))
-    if not isinstance(found, Mapping) or found.get("quadrature") is None:
+        name = path.name.removesuffix(f".{_TIMES}") + ".json"
+        found = files.read_json(path.with_name(name), "record")
+    if not found or found.get("quadrature") is None:
         return None
     return found["quadrature"], found.get("horizon")
 
@@ -185,12 +187,22 @@ def _long(rows: list[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, ...]]:
     tables = {}
     for name, found in cells.items():
         epochs = np.array(sorted({epoch for epoch, _ in found}), "int64")
+        _check_room(len(epochs), max(i for _, i in found))
         index = {int(epoch): k for k, epoch in enumerate(epochs)}
         columns = np.full((3, len(epochs), 1 + max(i for _, i in found)), np.nan)
         for (epoch, i), row in found.items():
             columns[:, index[epoch], i] = [_number(row.get(k)) for k in ("time", "rank", "step")]
         tables[name] = (epochs, *columns)
     return tables
+
+
+def _check_room(epochs: int, particle: int) -> None:
+    """Refuses numbers that would take gigabytes, though there are a few rows only."""
+    if epochs * (particle + 1) > _MOST_CELLS:
+        raise ValueError(
+            f"a history of {epochs} epochs and {particle + 1} particles is of more than "
+            f"{_MOST_CELLS} times"
+        )
 
 
 def _wide(rows: list[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, ...]]:
@@ -202,7 +214,10 @@ def _wide(rows: list[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, ...]]:
     if not known:
         raise ValueError("no column is named <stage>/<particle>")
     by_epoch = {int(row["epoch"]): row for row in rows}
-    epochs = np.arange(min(by_epoch), max(by_epoch) + 1)
+    first, last = min(by_epoch), max(by_epoch)
+    for columns in known.values():
+        _check_room(last - first + 1, max(columns))
+    epochs = np.arange(first, last + 1)
     tables = {}
     for name, columns in known.items():
         times = np.full((len(epochs), 1 + max(columns)), np.nan)

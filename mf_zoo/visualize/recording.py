@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mf_zoo import devices, files
+from mf_zoo import devices, files, schemas
 from mf_zoo.errors import UserError
 from mf_zoo.layers import MeanFieldStage, stages
 from mf_zoo.layers.orders import order_swaps
@@ -60,7 +60,7 @@ class RecordStages(keras.callbacks.Callback):
     [(0, 0, 0), (0, 1, 1), (1, 0, 0), (1, 1, 1), (2, 0, 0), (2, 1, 1)]
     """
 
-    columns: Sequence[str] = ("epoch", "stage", "particle", "time", "rank", "step", "swaps")
+    columns: Sequence[str] = tuple(schemas.RECORDED)
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class RecordStages(keras.callbacks.Callback):
                 self.path.unlink(missing_ok=True)
         else:
             files.drop_rows_after(self.path, epoch - 1)
-            self.rows = [_typed(row) for row in files.read_rows(self.path)]
+            self.rows = [_typed(row) for row in files.read_rows(self.path, "recorded")]
         if self.tensorboard is not None and self._writes:
             self._events = _Events(self.tensorboard, epoch)
         before: dict[str, list[int]] = {}

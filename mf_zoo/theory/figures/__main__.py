@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
     inputs = sources.load(options.data_dir, options.images, options.train_images, options.network)
     with files.writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
-    records = files.read_json(options.output / RECORDS) or {}
+    records = files.read_json(options.output / RECORDS, "figures") or {}
 
     import keras
 

@@ -87,7 +87,7 @@ class _Driver:
         self.command = command
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.show = show
-        self.stored = {row["run"]: row for row in files.read_rows(campaign.results / RUNS)}
+        self.stored = {row["run"]: row for row in files.read_rows(campaign.results / RUNS, "runs")}
         self.progress = {
             run.name: Progress(run.name, run.settings.last_epoch) for run in campaign.runs
         }
@@ -124,8 +124,8 @@ class _Driver:
         stored = self.stored.get(run.name, {})
         try:
             result, config = (
-                files.read_json(folder / runs.RESULT),
-                files.read_json(folder / runs.CONFIG),
+                files.read_json(folder / runs.RESULT, "result"),
+                files.read_json(folder / runs.CONFIG, "config"),
             )
         except UserError as error:
             progress.state, progress.reason = "failed", str(error)
@@ -139,7 +139,11 @@ class _Driver:
             progress.state, progress.epoch = "finished", int(stored["epochs_done"])
             progress.error = float(stored["test_error"])
             return
-        rows = whole_rows(folder / runs.HISTORY)
+        try:
+            rows = whole_rows(folder / runs.HISTORY)
+        except UserError as error:
+            progress.state, progress.reason = "failed", str(error)
+            return
         if rows:
             progress.epoch = int(rows[-1]["epoch"])
             progress.seconds = float(rows[-1]["seconds"])
@@ -296,10 +300,14 @@ class _Driver:
             if progress.state == "finished" and not (folder / runs.RESULT).exists():
                 rows.append(stored)  # its folder is gone
                 continue
-            line = summary(run, folder, progress.state)
+            try:
+                line = summary(run, folder, progress.state)
+                if progress.state == "finished" and line != stored:
+                    copy_histories(folder, results, run.name)
+            except UserError as error:  # of one folder; it takes no other run along
+                progress.state, progress.reason = "failed", str(error)
+                line = summary(run, None, progress.state)
             rows.append(line)
-            if progress.state == "finished" and line != stored:
-                copy_histories(folder, results, run.name)
             self.stored[run.name] = line
         # What a former version of the campaign has finished stays; what it did not get to goes.
         rows += [

@@ -175,10 +175,13 @@ def load_campaign(path: str | Path) -> Campaign:
     tables = content.get("runs", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise ValueError(f"A campaign file must have tables [[runs]]. Received: {path}")
-    count = sum(
+    counts = [
         math.prod(len(value) for value in {**defaults, **table}.values() if isinstance(value, list))
         for table in tables
-    )
+    ]
+    if 0 in counts:
+        raise ValueError(f"A list of values must not be empty. Received: {path} with an empty one")
+    count = sum(counts)
     if count > _MOST_RUNS:
         raise ValueError(f"A campaign may have {_MOST_RUNS:,} runs. Received: {count:,} in {path}")
     numbered = [

@@ -3,56 +3,37 @@
 from pathlib import Path
 from typing import Any
 
-from mf_zoo import files
+from mf_zoo import files, schemas
+from mf_zoo.errors import UserError
 from mf_zoo.training import runs
 from mf_zoo.training.campaign.file import Run, texts
 
 RUNS = "runs.csv"
-COLUMNS = (
-    "run",
-    "state",
-    "model",
-    "dataset",
-    "recipe",
-    "overrides",
-    "seed",
-    "evaluated_on",
-    "epochs",
-    "epochs_done",
-    "test_error",
-    "test_top5_error",
-    "test_coarse_error",
-    "test_loss",
-    "train_error",
-    "train_loss",
-    "order_swaps",
-    "parameters",
-    "train_images",
-    "batch_size",
-    "seconds",
-    "images_per_second",
-    "backend",
-    "device",
-    "versions",
-    "date",
-    "sha256",
-    # Of the run and of all that it grew from; files of earlier versions end before them.
-    "image_passes",
-    "multiply_adds",
-)
+COLUMNS = tuple(schemas.RUNS)
 
 
 def whole_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a history, but for one that is being written or was cut short."""
-    return [row for row in files.read_rows(path) if row.get("order_swaps")]
+    return files.read_rows(path, "history", growing=True)
 
 
-def summary(run: Run, folder: Path, state: str) -> dict[str, str]:
-    """A line of `runs.csv`; a run that is not finished has no error and no loss."""
+def summary(run: Run, folder: Path | None, state: str) -> dict[str, str]:
+    """A line of `runs.csv`; a run that is not finished has no error and no loss.
+
+    Args:
+        run: The run.
+        folder: Its folder; `None` if nothing in it can be read.
+        state: Its state.
+    """
     settings = run.settings
-    config = files.read_json(folder / runs.CONFIG) or {}
-    result = files.read_json(folder / runs.RESULT) if state == "finished" else None
-    history = whole_rows(folder / runs.HISTORY)
+    config: dict[str, Any] = {}
+    result: dict[str, Any] | None = None
+    history: list[dict[str, str]] = []
+    if folder is not None:
+        config = files.read_json(folder / runs.CONFIG, "config") or {}
+        history = whole_rows(folder / runs.HISTORY)
+        if state == "finished":
+            result = files.read_json(folder / runs.RESULT, "result")
     seconds = sum(float(row["seconds"]) for row in history)
     images = config.get("train_images", 0) * len(history)
     until = [] if settings.until is None else [f"until={settings.until}"]
@@ -87,13 +68,17 @@ def summary(run: Run, folder: Path, state: str) -> dict[str, str]:
 
 def copy_histories(folder: Path, results: Path, name: str) -> None:
     """Copies the history of a run, and its times as one line for each epoch that changed any."""
-    history = files.read_rows(folder / runs.HISTORY)
+    history = files.read_rows(folder / runs.HISTORY, "history")
+    if not history:
+        raise UserError(
+            f"A finished run must have a {runs.HISTORY} with its epochs. Received: {folder}"
+        )
     for row in history:
         for key in ("learning_rate", "loss", "accuracy", "test_loss", "test_error"):
             row[key] = f"{float(row[key]):.6g}" if row[key] else ""
     files.write_rows(results / f"{name}.{runs.HISTORY}", history, list(history[0]))
     epochs: dict[int, dict[str, str]] = {}
-    for row in files.read_rows(folder / runs.TIMES):
+    for row in files.read_rows(folder / runs.TIMES, "times"):
         times = epochs.setdefault(int(row["epoch"]), {})
         times[f"{row['stage']}/{row['particle']}"] = f"{float(row['time']):.4f}"
     kept: list[dict[str, Any]] = []
