@@ -391,7 +391,7 @@ def finished(cifar10_dir, tmp_path_factory):
 def test_the_run_folder_is_complete(finished, cifar10_dir):
     names = {path.name for path in finished.iterdir()} - {"tensorboard", ".lock"}
     files = {"config.json", "state.json", "result.json", "history.csv", "times.csv"}
-    assert names == files | {"checkpoint-0004.keras", "final.weights.h5"}
+    assert names == files | {"checkpoint-0003.keras", "checkpoint-0004.keras", "final.weights.h5"}
     config = json.loads((finished / "config.json").read_text())
     assert Recipe(**config["recipe"]) == RECIPE
     assert (config["model"], config["seed"], config["limit"]) == ("Tiny", 3, 64)

@@ -1,6 +1,10 @@
 """Opening a run folder, resuming from it, and writing the result into it."""
 
 import shutil
+import struct
+import sys
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,7 @@ import keras
 import numpy as np
 
 from mf_zoo import applications, devices, files
-from mf_zoo.errors import UserError
+from mf_zoo.errors import UserError, one_line
 from mf_zoo.training import ladder, runs
 from mf_zoo.training.callbacks import random_states
 from mf_zoo.training.evaluation import Evaluation
@@ -98,14 +102,46 @@ def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any
     state = files.read_json(folder / runs.STATE)
     if state is None:
         return {"epoch": 0}
+    _check_epoch(folder, state, settings.last_epoch)
+    before = state.get("before")
+    if before is not None:
+        if not isinstance(before, Mapping):
+            raise UserError(
+                f"`before` in {runs.STATE} must be an object or null. "
+                f"Received: {folder / runs.STATE} with {type(before).__name__}"
+            )
+        _check_epoch(folder, before, state["epoch"] - 1)
+    try:
+        ladder.checkpoint(folder, state)
+    except ladder.DamagedCheckpoint as error:
+        state = _former(folder, state, error)
+        ladder.checkpoint(folder, state)
+    return state
+
+
+def _check_epoch(folder: Path, state: Mapping[str, Any], last: int) -> None:
     epoch = state.get("epoch")
-    if type(epoch) is not int or not 0 <= epoch <= settings.last_epoch:
+    if type(epoch) is not int or not 0 <= epoch <= last:
         raise UserError(
-            f"`epoch` in {runs.STATE} must be from 0 to {settings.last_epoch}. "
+            f"`epoch` in {runs.STATE} must be from 0 to {last}. "
             f"Received: {folder / runs.STATE} with {str(epoch)[:20]}"
         )
-    ladder.checkpoint(folder, state)
-    return state
+
+
+def _former(folder: Path, state: Mapping[str, Any], error: UserError) -> dict[str, Any]:
+    """The state before the one whose checkpoint is damaged, which it says.
+
+    Raises:
+        UserError: The one given, if there is none before.
+    """
+    before = state.get("before")
+    if before is None:
+        raise error
+    print(
+        f"warning: {one_line(error)}; epoch {before['epoch'] + 1} is repeated from the one before",
+        file=sys.stderr,
+    )
+    return dict(before)
 
 
 def begun(folder: Path) -> dict[str, Any] | None:
@@ -132,13 +168,34 @@ def prepare(folder: Path, config: Mapping[str, Any], epoch: int, trunk: Trunk | 
         return
     for name in (runs.HISTORY, runs.TIMES):
         files.drop_rows_after(folder / name, epoch)
+    found = {row.get("epoch") for row in files.read_rows(folder / runs.HISTORY)}
+    if missing := [str(n) for n in range(1, epoch + 1) if str(n) not in found]:
+        print(
+            f"warning: {folder / runs.HISTORY} has lost the rows of epochs {', '.join(missing)}; "
+            "the weights are not touched by that, but seconds and image passes lack them",
+            file=sys.stderr,
+        )
+
+
+def load_newest(folder: Path, state: dict[str, Any]) -> tuple[keras.Model, dict[str, Any]]:
+    """The network of the newest checkpoint that can be loaded, and the state that names it.
+
+    Raises:
+        UserError: If none can.
+    """
+    try:
+        return load_checkpoint(folder, state), state
+    except ladder.DamagedCheckpoint as error:
+        state = _former(folder, state, error)
+    ladder.checkpoint(folder, state)
+    return load_checkpoint(folder, state), state
 
 
 def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
     """The network of a checkpoint, compiled, with the optimizer's state.
 
     Raises:
-        UserError: If it cannot be loaded.
+        DamagedCheckpoint: If it cannot be loaded.
     """
     # Imported for the classes that they register with Keras.
     import mf_zoo.layers
@@ -146,14 +203,23 @@ def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
 
     path = folder / state["checkpoint"]
     try:
-        network = keras.saving.load_model(path)
+        network = keras.saving.load_model(path, safe_mode=True)
         for variable, value in zip(
             random_states(network), state.get("random_states", []), strict=True
         ):
             variable.assign(np.asarray(value, dtype=variable.dtype))
-    except (KeyError, ValueError, OSError, TypeError) as error:
-        raise UserError(f"The checkpoint {path} cannot be loaded: {error}") from error
+    except _UNREADABLE as error:
+        raise ladder.DamagedCheckpoint(
+            f"The checkpoint {path} cannot be loaded: {error}"
+        ) from error
     return network
+
+
+# What zipfile, json, h5py and Keras raise of a file that is not as they wrote it.
+_UNREADABLE = (
+    *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, OverflowError),
+    *(RecursionError, TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 def write_result(
@@ -179,9 +245,11 @@ def write_result(
     weights = folder / runs.WEIGHTS
     digest = files.write_atomically(weights, final.save_weights)
     history = files.read_rows(folder / runs.HISTORY)
+    if not history:
+        raise UserError(f"A run must have a row for its last epoch. Received: {folder}/history.csv")
     grown_from = config["grown_from"]
     own = history[grown_from[-1]["epochs"] if grown_from else 0 :]
-    seconds = sum(float(row["seconds"]) for row in own)
+    seconds = max(sum(float(row["seconds"]) for row in own), 0.001)
     passes = images * len(own)
     try:
         work = 3 * passes * applications.multiply_adds(final)

@@ -196,11 +196,16 @@ def read_trunk(folder: str | Path, settings: RunSettings) -> Trunk:
     return Trunk(folder, state, config, result)
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is missing, is not the one that was written, or cannot be loaded."""
+
+
 def checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     """The checkpoint that a run's `state.json` names.
 
     Raises:
-        UserError: If it is missing or damaged.
+        UserError: If `state.json` names none.
+        DamagedCheckpoint: If it is missing or damaged.
     """
     name, digest = state.get("checkpoint"), state.get("sha256")
     if not isinstance(name, str) or Path(name).name != name:
@@ -208,8 +213,12 @@ def checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
             f"{folder / runs.STATE} must name a checkpoint in its folder. Received: {name!r}"
         )
     path = folder / name
-    if not path.exists() or files.sha256(path) != digest:
-        raise UserError(
+    try:
+        whole = path.is_file() and files.sha256(path) == digest
+    except OSError as error:
+        raise DamagedCheckpoint(f"The checkpoint {path} cannot be read: {error}") from error
+    if not whole:
+        raise DamagedCheckpoint(
             f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
             f"{folder / runs.STATE}"
         )
