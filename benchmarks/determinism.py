@@ -124,7 +124,11 @@ def measure(policies: Sequence[str], backends: Sequence[str]) -> Iterator[Found]
                 folder = start.with_name(f"{backend}-{threads}-{name}")
                 folder.mkdir()
                 command = [sys.executable, "-m", "benchmarks.determinism", "--worker"]
-                environment = {**os.environ, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": str(threads)}
+                environment = {
+                    **os.environ,
+                    "KERAS_BACKEND": backend,
+                    "OMP_NUM_THREADS": str(threads),
+                }
                 arguments = [start, folder, policy, threads]
                 subprocess.run(
                     [*command, *map(str, arguments)],

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -96,7 +97,9 @@ def is_locked(folder: Path) -> bool:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> str:
     """Has `write` fill a file beside `path`, then renames it; returns its SHA-256.
 
-    Whatever happens, `path` is either the old file or the complete new one.
+    Whatever happens, `path` is either the old file or the complete new one. After a loss of power
+    too: the file reaches the disk before its new name does, and the name before this returns,
+    except on Windows, which cannot flush a folder.
     """
     partial = path.with_name(f"partial-{path.name}")
     try:
@@ -106,10 +109,25 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> str:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+            _flush_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     return digest
+
+
+def _flush_folder(folder: Path) -> None:
+    """Has the names in a folder reach the disk, where the platform and its file system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, data: Mapping[str, Any]):
@@ -191,13 +209,18 @@ def sha256(*paths: Path) -> str:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]):
-    """Appends rows to a CSV file, which gets its header line with the first row."""
+    """Appends rows to a CSV file, which gets its header line with the first row.
+
+    They have reached the disk when it returns.
+    """
     columns = list(columns)
     with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def drop_rows_after(path: Path, epoch: int):

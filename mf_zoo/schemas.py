@@ -62,14 +62,20 @@ Normalization = Annotated[list[list[Finite]], pydantic.AfterValidator(_normaliza
 # JSON files of a run.
 
 
-class State(TypedDict, total=False):
-    """`state.json`: the checkpoint that counts."""
+class FormerState(TypedDict, total=False):
+    """A checkpoint."""
 
     epoch: Required[Count]
     checkpoint: Required[FileName]
     sha256: Required[Digest]
     random_states: Numbers
     date: Date
+
+
+class State(FormerState, total=False):
+    """`state.json`: the checkpoint that counts, and the one before."""
+
+    before: FormerState | None
 
 
 class Rung(TypedDict):

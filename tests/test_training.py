@@ -391,7 +391,7 @@ def finished(cifar10_dir, tmp_path_factory):
 def test_the_run_folder_is_complete(finished, cifar10_dir):
     names = {path.name for path in finished.iterdir()} - {"tensorboard", ".lock"}
     files = {"config.json", "state.json", "result.json", "history.csv", "times.csv"}
-    assert names == files | {"checkpoint-0004.keras", "final.weights.h5"}
+    assert names == files | {"checkpoint-0003.keras", "checkpoint-0004.keras", "final.weights.h5"}
     config = json.loads((finished / "config.json").read_text())
     assert Recipe(**config["recipe"]) == RECIPE
     assert (config["model"], config["seed"], config["limit"]) == ("Tiny", 3, 64)
@@ -896,7 +896,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(finished, cifar10_dir, tmp_path
         train("Tiny", output=tmp_path / "file" / "run", **run)
 
 
-def test_a_damaged_checkpoint_is_refused(finished, cifar10_dir, tmp_path):
+def test_damaged_checkpoints_are_refused(finished, cifar10_dir, tmp_path, capsys):
     folder = tmp_path / "damaged"
     folder.mkdir()
     for name in ("config.json", "state.json"):
@@ -905,6 +905,13 @@ def test_a_damaged_checkpoint_is_refused(finished, cifar10_dir, tmp_path):
     content[len(content) // 2] ^= 1
     (folder / "checkpoint-0004.keras").write_bytes(content)
     resumed = {"data_dir": cifar10_dir, "output": folder, "resume": True, "eval_every": 3}
+    # The one before, which it would fall back to, is missing; without one the newest is named.
+    with pytest.raises(UserError, match=r"checkpoint-0003\.keras is missing or damaged"):
+        train("Tiny", **resumed, **OPTIONS)
+    assert "checkpoint-0004.keras is missing or damaged" in capsys.readouterr().err
+    older = json.loads((finished / "state.json").read_text())
+    del older["before"]  # written before two were kept
+    (folder / "state.json").write_text(json.dumps(older))
     with pytest.raises(UserError, match=r"checkpoint-0004\.keras is missing or damaged"):
         train("Tiny", **resumed, **OPTIONS)
     # A state that no run writes: another file than one of its own, an epoch beyond the last.

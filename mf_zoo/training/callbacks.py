@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class History(keras.callbacks.Callback):
     `learning_rate` is that of the epoch's last step, `seconds` the time of its training steps
     without evaluation, `test_error` in percent; the columns of the test are empty in an epoch
     without one. Adds `learning_rate` to the epoch's logs. A loss that is no finite number ends
-    the training with a `UserError`, before it reaches a checkpoint.
+    the training with a `UserError`, before it reaches a checkpoint; it names the last one.
 
     Args:
         path: The CSV file; `None` writes none.
@@ -67,7 +68,9 @@ class History(keras.callbacks.Callback):
         self._end = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds = (self._end or time.perf_counter()) - self._begin
+        # A millisecond at least, whatever the clock says: it is divided by.
+        end = time.perf_counter() if self._end is None else self._end
+        seconds = max(end - self._begin, 0.001)
         logs = {} if logs is None else logs
         logs["learning_rate"] = last_learning_rate(self.model.optimizer)
         row: dict[str, Any] = {
@@ -85,9 +88,19 @@ class History(keras.callbacks.Callback):
             files.append_rows(self.path, [row], HISTORY_COLUMNS)
         if not np.isfinite(logs.get("loss", 0.0)):
             raise UserError(
-                "The training diverged; a lower learning rate may help. "
-                f"Received: loss={logs['loss']} in epoch {epoch + 1}"
+                f"The training diverged{self._last_good()}; begin again in another folder, with a "
+                f"lower learning rate. Received: loss={logs['loss']} in epoch {epoch + 1}"
             )
+
+    def _last_good(self) -> str:
+        """What a message says of the last checkpoint."""
+        if self.path is None:  # not the main process, which writes them
+            return ""
+        state = files.read_json(self.path.parent / runs.STATE, "state")
+        if state is None:
+            return ", and there is no checkpoint yet"
+        path = self.path.parent / state["checkpoint"]
+        return f"; the last good checkpoint is {path}, of epoch {state['epoch']}"
 
 
 class AverageLogs(keras.callbacks.Callback):
@@ -135,37 +148,42 @@ class Checkpoint(keras.callbacks.Callback):
 
     `state.json` names the checkpoint that counts, with its SHA-256 and the states of the model's
     random generators, and is replaced last: a run killed at any moment resumes from a complete
-    checkpoint.
+    checkpoint. The one before is kept, and named under `"before"`, for one that gets damaged.
 
     Args:
         folder: The run folder.
         group: The `mf_zoo.training.distribution.Group` that trains; this is its main process.
+        state: The state that the run was resumed from; `None` for one that begins.
     """
 
-    def __init__(self, folder: Path, group: Any):
+    def __init__(self, folder: Path, group: Any, state: Mapping[str, Any] | None = None):
         super().__init__()
         self.folder = folder
         self.group = group
+        self.state = None if state is None else dict(state)
 
     def on_epoch_end(self, epoch, logs=None):
         path = self.folder / f"checkpoint-{epoch + 1:04d}.keras"
         with self.group.alone():
             digest = files.write_atomically(path, self.model.save)
-        files.write_json(
-            self.folder / runs.STATE,
-            {
-                "epoch": epoch + 1,
-                "checkpoint": path.name,
-                "sha256": digest,
-                "random_states": [
-                    keras.ops.convert_to_numpy(variable).tolist()
-                    for variable in random_states(self.model)
-                ],
-                "date": devices.now(),
-            },
-        )
+        before = self.state
+        if before is not None:
+            before = {key: value for key, value in before.items() if key != "before"}
+        self.state = {
+            "epoch": epoch + 1,
+            "checkpoint": path.name,
+            "sha256": digest,
+            "random_states": [
+                keras.ops.convert_to_numpy(variable).tolist()
+                for variable in random_states(self.model)
+            ],
+            "date": devices.now(),
+            "before": before,
+        }
+        files.write_json(self.folder / runs.STATE, self.state)
+        kept = {path.name, before["checkpoint"] if before else None}
         for other in self.folder.glob("*checkpoint-*.keras"):
-            if other != path:
+            if other.name not in kept:
                 os.unlink(other)
 
 

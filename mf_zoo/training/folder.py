@@ -1,6 +1,10 @@
 """Opening a run folder, resuming from it, and writing the result into it."""
 
 import shutil
+import struct
+import sys
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,7 @@ import keras
 import numpy as np
 
 from mf_zoo import applications, devices, files
-from mf_zoo.errors import UserError
+from mf_zoo.errors import UserError, one_line
 from mf_zoo.training import ladder, runs
 from mf_zoo.training.callbacks import random_states
 from mf_zoo.training.evaluation import Evaluation
@@ -98,13 +102,38 @@ def open_run(folder: Path, settings: RunSettings, resume: bool) -> dict[str, Any
     state = files.read_json(folder / runs.STATE, "state")
     if state is None:
         return {"epoch": 0}
-    if state["epoch"] > settings.last_epoch:
-        raise UserError(
-            f"`epoch` in {folder / runs.STATE} must be from 0 to {settings.last_epoch}. "
-            f"Received: {state['epoch']}"
-        )
-    ladder.checkpoint(folder, state)
+    _check_epoch(folder, state, settings.last_epoch)
+    if state.get("before") is not None:
+        _check_epoch(folder, state["before"], state["epoch"] - 1)
+    try:
+        ladder.checkpoint(folder, state)
+    except ladder.DamagedCheckpoint as error:
+        state = _former(folder, state, error)
+        ladder.checkpoint(folder, state)
     return state
+
+
+def _check_epoch(folder: Path, state: Mapping[str, Any], last: int) -> None:
+    if state["epoch"] > last:
+        raise UserError(
+            f"`epoch` in {folder / runs.STATE} must be from 0 to {last}. Received: {state['epoch']}"
+        )
+
+
+def _former(folder: Path, state: Mapping[str, Any], error: UserError) -> dict[str, Any]:
+    """The state before the one whose checkpoint is damaged, which it says.
+
+    Raises:
+        UserError: The one given, if there is none before.
+    """
+    before = state.get("before")
+    if before is None:
+        raise error
+    print(
+        f"warning: {one_line(error)}; epoch {before['epoch'] + 1} is repeated from the one before",
+        file=sys.stderr,
+    )
+    return dict(before)
 
 
 def begun(folder: Path) -> dict[str, Any] | None:
@@ -133,13 +162,34 @@ def prepare(folder: Path, config: Mapping[str, Any], epoch: int, trunk: Trunk | 
         return
     for name in (runs.HISTORY, runs.TIMES):
         files.drop_rows_after(folder / name, epoch)
+    found = {row.get("epoch") for row in files.read_rows(folder / runs.HISTORY, "history")}
+    if missing := [str(n) for n in range(1, epoch + 1) if str(n) not in found]:
+        print(
+            f"warning: {folder / runs.HISTORY} has lost the rows of epochs {', '.join(missing)}; "
+            "the weights are not touched by that, but seconds and image passes lack them",
+            file=sys.stderr,
+        )
+
+
+def load_newest(folder: Path, state: dict[str, Any]) -> tuple[keras.Model, dict[str, Any]]:
+    """The network of the newest checkpoint that can be loaded, and the state that names it.
+
+    Raises:
+        UserError: If none can.
+    """
+    try:
+        return load_checkpoint(folder, state), state
+    except ladder.DamagedCheckpoint as error:
+        state = _former(folder, state, error)
+    ladder.checkpoint(folder, state)
+    return load_checkpoint(folder, state), state
 
 
 def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
     """The network of a checkpoint, compiled, with the optimizer's state.
 
     Raises:
-        UserError: If it cannot be loaded.
+        DamagedCheckpoint: If it cannot be loaded.
     """
     # Imported for the classes that they register with Keras.
     import mf_zoo.layers
@@ -152,9 +202,18 @@ def load_checkpoint(folder: Path, state: Mapping[str, Any]) -> keras.Model:
             random_states(network), state.get("random_states", []), strict=True
         ):
             variable.assign(np.asarray(value, dtype=variable.dtype))
-    except (KeyError, ValueError, OSError, TypeError) as error:
-        raise UserError(f"The checkpoint {path} cannot be loaded: {error}") from error
+    except _UNREADABLE as error:
+        raise ladder.DamagedCheckpoint(
+            f"The checkpoint {path} cannot be loaded: {error}"
+        ) from error
     return network
+
+
+# What zipfile, json, h5py and Keras raise of a file that is not as they wrote it.
+_UNREADABLE = (
+    *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, OverflowError),
+    *(RecursionError, TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 def write_result(
@@ -186,7 +245,7 @@ def write_result(
         )
     grown_from = config["grown_from"]
     own = history[grown_from[-1]["epochs"] if grown_from else 0 :]
-    seconds = sum(float(row["seconds"]) for row in own)
+    seconds = max(sum(float(row["seconds"]) for row in own), 0.001)
     passes = images * len(own)
     try:
         work = 3 * passes * applications.multiply_adds(final)
@@ -209,9 +268,7 @@ def write_result(
         "parameters": final.count_params(),
         "order_swaps": sum(int(row["order_swaps"]) for row in history),
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(config["train_images"] * len(own) / seconds, 1)
-        if seconds
-        else None,
+        "images_per_second": round(config["train_images"] * len(own) / seconds, 1),
         "total_train_seconds": round(_total(grown_from, "train_seconds", seconds), 1),
         "image_passes": _total(grown_from, "image_passes", passes),
         "multiply_adds": _total(grown_from, "multiply_adds", work),

@@ -199,15 +199,24 @@ def read_trunk(folder: str | Path, settings: RunSettings) -> Trunk:
     return Trunk(folder, state, config, result)
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is missing, is not the one that was written, or cannot be loaded."""
+
+
 def checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     """The checkpoint that a run's `state.json` names.
 
     Raises:
-        UserError: If it is missing or damaged.
+        UserError: If `state.json` names none.
+        DamagedCheckpoint: If it is missing or damaged.
     """
     path = folder / state["checkpoint"]
-    if not path.is_file() or files.sha256(path) != state["sha256"]:
-        raise UserError(
+    try:
+        whole = path.is_file() and files.sha256(path) == state["sha256"]
+    except OSError as error:
+        raise DamagedCheckpoint(f"The checkpoint {path} cannot be read: {error}") from error
+    if not whole:
+        raise DamagedCheckpoint(
             f"The checkpoint {path} is missing or damaged: it does not have the SHA-256 in "
             f"{folder / runs.STATE}"
         )

@@ -204,7 +204,8 @@ class _Run:
                 divisible_by=group.devices,
                 part=(group.process, group.processes),
             )
-        network = self._network(group, state, trunk, images, len(batches))
+        network, state = self._network(group, state, trunk, images, len(batches))
+        epoch = state["epoch"]  # an earlier one, where the newest checkpoint is damaged
         config = {
             **settings.to_dict(),
             **self.machine.to_dict(),
@@ -232,7 +233,7 @@ class _Run:
         if trunk is not None:
             epoch = trunk.epoch
         if epoch < settings.last_epoch:
-            self._fit(group, network, batches, evaluated, epoch)
+            self._fit(group, network, batches, evaluated, epoch, state)
         statistics.use_average(network, images, settings, group)
         final = _network_of(config)
         final.set_weights(network.get_weights())
@@ -248,13 +249,16 @@ class _Run:
         trunk: ladder.Trunk | None,
         images: np.ndarray,
         steps: int,
-    ) -> keras.Model:
-        """The compiled network: a new one, one grown from a trunk, or that of the checkpoint."""
+    ) -> tuple[keras.Model, dict[str, Any]]:
+        """The compiled network and the state it is in.
+
+        It is a new one, one grown from a trunk, or that of the newest checkpoint that can be read.
+        """
         settings, recipe = self.settings, self.settings.recipe
         said = None
         with group.scope():
             if state["epoch"] > 0:
-                network = folder.load_checkpoint(self.output, state)
+                network, state = folder.load_newest(self.output, state)
                 said = f"resuming {self.output} after epoch {state['epoch']} of {recipe.epochs}"
             elif trunk is not None:
                 network, said = growth.grow(trunk, settings, images, group)
@@ -266,7 +270,7 @@ class _Run:
             if said is not None and group.is_main:
                 print(said, file=sys.stderr)
             group.prepare(network)
-        return network
+        return network, state
 
     def _fit(
         self,
@@ -275,8 +279,9 @@ class _Run:
         batches: data.Batches,
         evaluated: tuple[np.ndarray, np.ndarray],
         epoch: int,
+        state: dict[str, Any],
     ) -> None:
-        """Trains the network from `epoch` to the end."""
+        """Trains the network from `epoch` to the end, from the checkpoint of `state` if any."""
         settings, recipe = self.settings, self.settings.recipe
         last = settings.last_epoch
         images, labels = evaluated
@@ -293,7 +298,7 @@ class _Run:
             share = float(mine[2].sum()) / len(images) if len(mine) == 3 else 1.0
             callbacks.insert(0, AverageLogs(group, share * group.processes))
         if group.is_main:
-            callbacks.append(Checkpoint(self.output, group))
+            callbacks.append(Checkpoint(self.output, group, state if state["epoch"] else None))
             if self.tensorboard:
                 callbacks.append(tensorboard_logs(self.output / runs.TENSORBOARD))
         verbose = self.verbose if group.is_main else 0
