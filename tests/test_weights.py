@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mf_zoo import cli, schemas, weights
+from mf_zoo.errors import UserError
 from mf_zoo.weights import WeightFileError, WeightRecord
 from mf_zoo.weights.record import file_stem
 
@@ -788,12 +789,13 @@ def test_publish_refuses_unfinished_and_damaged_runs(run_dir, tmp_path):
     with pytest.raises(WeightFileError, match="truncated"):
         weights.publish(run_dir, directory=registry)
     weight_file.write_bytes(whole)
-    (run_dir / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n")
+    history = (run_dir / "history.csv").read_text()
+    (run_dir / "history.csv").write_text("".join(history.splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match=r"3 epochs.*epochs \[1, 2\]"):
         weights.publish(run_dir, directory=registry)
     edit(run_dir / "result.json", file="../elsewhere.weights.h5")
-    (run_dir / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n3,1\n")
-    with pytest.raises(ValueError, match=r"lie in its folder.*Received: .*'\.\./elsewhere"):
+    (run_dir / "history.csv").write_text(history)
+    with pytest.raises(UserError, match=r"file in its folder\. Received: '\.\./elsewhere"):
         weights.publish(run_dir, directory=registry)
     (run_dir / "result.json").unlink()
     with pytest.raises(ValueError, match=r"finished run.*without result\.json"):
