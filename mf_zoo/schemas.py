@@ -361,6 +361,7 @@ _SHARED: Mapping[str, Any] = {
     "particle": Epoch,
     **dict.fromkeys(("time", "rank", "step"), MaybeMeasure),
     "order_swaps": Whole,
+    "test_error": MaybeDecimal,
 }
 
 # Of each kind of CSV file the columns that it must have, and no others; `None` for any.
