@@ -348,8 +348,8 @@ RUNS: Mapping[str, Any] = {
     "order_swaps": Whole,
     "parameters": MaybeWhole,
     "train_images": MaybeWhole,
-    "batch_size": Whole,
-    "seconds": Decimal,
+    "batch_size": MaybeWhole,
+    "seconds": MaybeDecimal,
     "images_per_second": MaybeDecimal,
     "backend": Anything,
     "device": Anything,
@@ -367,6 +367,7 @@ _SHARED: Mapping[str, Any] = {
     "particle": Epoch,
     **dict.fromkeys(("time", "rank", "step"), MaybeMeasure),
     "order_swaps": Whole,
+    "test_error": MaybeDecimal,
 }
 
 # Of each kind of CSV file the columns that it must have, and no others; `None` for any.

@@ -287,7 +287,7 @@ def test_results_that_cannot_be_read(tmp_path, capsys):
     with pytest.raises(UserError, match=r"must have the columns .*order_swaps.*Received"):
         read_results(folder)
     (folder / "runs.csv").write_text(whole[:-10])
-    with pytest.raises(UserError, match=r"must have the columns .*line ResNet20--4"):
+    with pytest.raises(UserError, match=r"must have 29 values.*ResNet20--4"):
         read_results(folder)
     _results(folder, [_line("ResNet20", 0, 9, epochs_done=2)])
     with pytest.raises(UserError, match=r"all its epochs. Received: ResNet20--0 .* with 2 of 3"):

@@ -18,7 +18,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mf_zoo import cli, weights
+from mf_zoo import cli, schemas, weights
+from mf_zoo.errors import UserError
 from mf_zoo.weights import WeightFileError, WeightRecord
 from mf_zoo.weights.record import file_stem
 
@@ -798,11 +799,13 @@ def finished_run(run, model):
         evaluated_on="test",
     )
     config = {"limit": None, "holdout": 0, "recipe": recipe, "versions": result.pop("versions")}
+    config["model"] = result["model"]
     for key in ("name", "classes", "quadrature", "horizon"):
         del result[key]
     (run / "config.json").write_text(json.dumps(config))
     (run / "result.json").write_text(json.dumps(result))
-    (run / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n3,1.0\n")
+    rows = [f"{epoch},0.1,{3 - epoch}.0,0.5,,,1.0,100.0,0\n" for epoch in (1, 2, 3)]
+    (run / "history.csv").write_text(f"{','.join(schemas.HISTORY)}\n{''.join(rows)}")
     (run / "times.csv").write_text("epoch,stage,particle,time\n3,0,0,1.0\n")
     return run
 
@@ -880,12 +883,13 @@ def test_publish_refuses_unfinished_and_damaged_runs(run_dir, tmp_path):
     with pytest.raises(WeightFileError, match="truncated"):
         weights.publish(run_dir, directory=registry)
     weight_file.write_bytes(whole)
-    (run_dir / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n")
+    history = (run_dir / "history.csv").read_text()
+    (run_dir / "history.csv").write_text("".join(history.splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match=r"3 epochs.*epochs \[1, 2\]"):
         weights.publish(run_dir, directory=registry)
     edit(run_dir / "result.json", file="../elsewhere.weights.h5")
-    (run_dir / "history.csv").write_text("epoch,loss\n1,2.0\n2,1.5\n3,1\n")
-    with pytest.raises(ValueError, match=r"lie in its folder.*Received: .*'\.\./elsewhere"):
+    (run_dir / "history.csv").write_text(history)
+    with pytest.raises(UserError, match=r"file in its folder\. Received: '\.\./elsewhere"):
         weights.publish(run_dir, directory=registry)
     (run_dir / "result.json").unlink()
     with pytest.raises(ValueError, match=r"finished run.*without result\.json"):

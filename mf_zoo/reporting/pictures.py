@@ -67,7 +67,7 @@ def draw(folder: Path, found: Sequence[Cell]) -> list[Path]:
 def _histories(folder: Path, cell: Cell) -> dict[int, list[dict[str, str]]]:
     """Histories of a cell's runs by seed, where they are."""
     found = {
-        seed: files.read_rows(folder / f"{row['run']}.{runs.HISTORY}", "history")
+        seed: files.read_rows(folder / f"{row['run']}.{runs.HISTORY}", "shared")
         for seed, row in sorted(cell.rows.items())
     }
     return {seed: rows for seed, rows in found.items() if rows}
