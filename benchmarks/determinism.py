@@ -1,9 +1,10 @@
 """`python -m benchmarks.determinism`: whether the same training gives the same weights.
 
-`MFResNet20` is trained on real images from the same first weights and the same batches, in a process
-of its own each time: twice alike, with one thread and with two, and on the three backends. What is
-compared is every weight, momentum aside. The difference is that of the weights after a number of
-steps: the norm of the difference over the norm of what the training changed. 0 is equal to the bit.
+`MFResNet20` is trained on real images from the same first weights and the same batches, in a
+process of its own each time: twice alike, with one thread and with two, and on the three backends.
+What is compared is every weight, momentum aside. The difference is that of the weights after a
+number of steps: the norm of the difference over the norm of what the training changed. 0 is equal
+to the bit.
 """
 
 import argparse
