@@ -1,4 +1,4 @@
-"""`python -m docs.dependencies`: what mf_zoo depends on, with licences, into `dependencies.csv`.
+"""`python -m docs.dependencies`: what mf_zoo depends on, with licences, into `trust/dependencies.csv`.
 
 Names, extras and licences are what the installed packages themselves declare.
 """
@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from mf_zoo import files
 
-TABLE = Path(__file__).resolve().with_name("dependencies.csv")
+TABLE = Path(__file__).resolve().parent / "trust" / "dependencies.csv"
 COLUMNS = ("package", "needed for", "licence")
 
 

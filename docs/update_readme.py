@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import (
     deployment,
     depth,
+    determinism,
     grouped_convolution,
     growth,
     harness,
@@ -23,9 +24,11 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.scaling import tables
+from docs import dependencies
 from examples import transfer
 from mf_zoo import files
 from mf_zoo.weights.__main__ import table
+from tests import trust
 
 ROOT = Path(__file__).resolve().parent.parent
 # For each document its generated parts.
@@ -51,6 +54,12 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "deployment": deployment.readme_table,
         "quantization": quantization.readme_table,
         "single_image": single_image.readme_table,
+    },
+    "docs/trust.md": {
+        "faults": lambda: trust.table("faults"),
+        "fuzzing": lambda: trust.table("fuzzing"),
+        "determinism": determinism.readme_table,
+        "dependencies": dependencies.table,
     },
     "docs/theory_lesions.md": {
         "lesions": lambda: lesions.readme_table(lesions.LESION),
