@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.errors import UserError
+from mf_zoo.errors import UserError, one_line
 
 LOCK = ".lock"
 
@@ -24,6 +24,11 @@ def writing(path: Path):
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"Cannot write {path}: {reason}") from error
+    except RuntimeError as error:
+        # What h5py makes of a disk that fails while a file is closed.
+        if "errno = " not in str(error):
+            raise
+        raise UserError(f"Cannot write {path}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
