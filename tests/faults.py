@@ -578,9 +578,11 @@ class Harness:
             problem, steps = None, plan[first : first + length]
             for step in steps:
                 code, said = self._case(activity, folder, step)
-                killed = code == -signal.SIGKILL or code == UNFINISHED
+                # Where a child of the activity is killed, the activity says so.
+                child = code == UNFINISHED or (code == REFUSED and "exit code -9" in said)
+                killed = code == -signal.SIGKILL or child
                 happened += killed if "kill" in fault else code != DONE
-                if code == CRASHED or (code == REFUSED and "kill" in fault):
+                if code == CRASHED or (code == REFUSED and "kill" in fault and not killed):
                     problem = f"{step}: {said}"
             for _ in range(3 if name == "campaign" else 1):
                 code, said, _ = _run(activity, folder)
