@@ -196,7 +196,6 @@ class Export(Activity):
 
         from mf_zoo import deploy
 
-        folder.mkdir(exist_ok=True)
         network = tiny_zoo.tiny(self.root / "run" / "final.weights.h5")
         deploy.export(network, folder / "a.keras", "keras", overwrite=True, check=False)
 
@@ -273,7 +272,6 @@ class Campaign(Activity):
     def act(self, folder):
         from mf_zoo.training.campaign import driver, load_campaign, run_campaign
 
-        folder.mkdir(exist_ok=True)
         file = self.root / "campaign.toml"
         import dataclasses
 
@@ -411,6 +409,7 @@ def prepare(root: pathlib.Path) -> None:
         ("export", "e"),
         ("tuning", "t"),
     ):
+        (root / folder).mkdir(exist_ok=True)
         ACTIVITIES[name](root).act(root / folder)
 
 
@@ -528,11 +527,13 @@ class Harness:
         """What the activity ends with, its calls and how long it takes, let alone."""
         folder, log = self.root / name / "whole", self.root / f"{name}.trace"
         folder.parent.mkdir(exist_ok=True)
+        folder.mkdir()
         code, said, seconds = _run(activity, folder)
         assert code == DONE, (name, said)
         expected, calls = activity.digest(folder), []
         if self.strace:
             again = self.root / name / "traced"
+            again.mkdir()
             code, said, _ = _run(activity, again, ["-e", f"trace={','.join(CALLS)}"], log=log)
             assert code == DONE and activity.digest(again) == expected, (name, said)
             calls = write_calls(log, again)
@@ -575,6 +576,7 @@ class Harness:
         for first in range(0, len(plan), length):
             folder = self.root / name / "case"
             shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
             problem, steps = None, plan[first : first + length]
             for step in steps:
                 code, said = self._case(activity, folder, step)
