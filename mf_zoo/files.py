@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.errors import UserError, short
+from mf_zoo.errors import UserError, one_line, short
 
 LOCK = ".lock"
 _LARGEST = 2**28  # bytes of a text; the history of a long training takes some 10 MB
@@ -33,6 +33,11 @@ def writing(path: Path):
             f"Cannot write {path}: text must be Unicode, and names of files in it UTF-8. "
             f"Received: {short(error.object[error.start : error.end])}"
         ) from error
+    except RuntimeError as error:
+        # What h5py makes of a disk that fails while a file is closed.
+        if "errno = " not in str(error):
+            raise
+        raise UserError(f"Cannot write {path}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mf_zoo.files import read_json, read_rows, sha256, write_atomically
+from mf_zoo.files import read_json, read_rows, sha256, write_atomically, writing
 from mf_zoo.weights.files import (
     INDEX_SUFFIX,
     SUFFIX,
@@ -158,7 +158,8 @@ def publish(
                 test_coarse_error=coarse,
             )
         home = folder / LARGE if record.total_size > LARGEST_IN_WHEEL else folder
-        home.mkdir(parents=True, exist_ok=True)
+        with writing(home):
+            home.mkdir(parents=True, exist_ok=True)
         placed = [home / part.file for part in record.files]
         for origin, file, part in zip(parts(source), placed, record.files, strict=True):
             write_atomically(file, lambda beside, origin=origin: shutil.copyfile(origin, beside))

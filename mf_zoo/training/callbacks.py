@@ -184,7 +184,8 @@ class Checkpoint(keras.callbacks.Callback):
         kept = {path.name, before["checkpoint"] if before else None}
         for other in self.folder.glob("*checkpoint-*.keras"):
             if other.name not in kept:
-                os.unlink(other)
+                with files.writing(other):
+                    os.unlink(other)
 
 
 class SetEpoch(keras.callbacks.Callback):
