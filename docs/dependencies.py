@@ -1,4 +1,4 @@
-"""`python -m docs.dependencies`: what mf_zoo depends on, with licences, into `trust/dependencies.csv`.
+"""`python -m docs.dependencies`: what mf_zoo depends on, with licences: `trust/dependencies.csv`.
 
 Names, extras and licences are what the installed packages themselves declare.
 """
