@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import csv
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -70,20 +71,30 @@ def _whole(folder, pattern):
     return [file for file in folder.rglob(pattern) if not file.name.startswith("partial-")]
 
 
+def _read_json_files(folder):
+    """All JSON files are whole, and those of ours are what they should be."""
+    from mf_zoo import files, schemas
+
+    for file in _whole(folder, "*.json"):
+        if file.stem in schemas.JSON:
+            files.read_json(file, file.stem)
+        else:
+            json.loads(file.read_text())
+
+
 def _read_run(folder):
     """All readers of a run folder work, whatever is in it."""
     from mf_zoo import files
     from mf_zoo.training import ladder, runs
 
-    for file in _whole(folder, "*.json"):
-        files.read_json(file)
+    _read_json_files(folder)
     for file in _whole(folder, runs.STATE):
-        state = files.read_json(file)
+        state = files.read_json(file, "state")
         ladder.checkpoint(file.parent, state)
         if state["before"] is not None:
             ladder.checkpoint(file.parent, state["before"])
     for file in _whole(folder, runs.RESULT):
-        result = files.read_json(file)
+        result = files.read_json(file, "result")
         found = files.sha256(file.parent / result["file"]) if "file" in result else None
         assert found == result.get("sha256"), file
 
@@ -100,7 +111,7 @@ def _digest_of_run(folder):
         for key, value in sorted(arrays(file).items()):
             digest.update(key.encode() + value.tobytes())
         found[str(name)] = digest.hexdigest()
-        rows = files.read_rows(file.parent / "history.csv")
+        rows = files.read_rows(file.parent / "history.csv", "history")
         found[f"{name} history"] = [
             {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
             for row in rows
@@ -241,8 +252,7 @@ class Tuning(Activity):
     def read(self, folder):
         from mf_zoo import files
 
-        for file in _whole(folder, "*.json"):
-            files.read_json(file)
+        _read_json_files(folder)
         files.read_rows(folder / "trials.csv")
 
     def digest(self, folder):
@@ -290,7 +300,7 @@ class Campaign(Activity):
     def read(self, folder):
         from mf_zoo import files
 
-        files.read_rows(folder / "results" / "runs.csv")
+        files.read_rows(folder / "results" / "runs.csv", "runs")
         _read_run(folder / "runs")
 
 

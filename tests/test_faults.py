@@ -47,7 +47,7 @@ def test_a_damaged_checkpoint_falls_back(damage, whole, cifar10_dir, tmp_path, c
         newest.write_bytes(newest.read_bytes()[:-100])
     else:  # its digest is right: only loading it tells
         newest.write_bytes(b"PK" if damage == "no zip" else b"")
-        state = files.read_json(folder / runs.STATE)
+        state = files.read_json(folder / runs.STATE, "state")
         state["sha256"] = files.sha256(newest)
         files.write_json(folder / runs.STATE, state)
     train("Tiny", data_dir=cifar10_dir, output=folder, resume=True, **OPTIONS)
@@ -82,7 +82,7 @@ def test_a_loss_that_is_no_number_names_the_last_checkpoint(cifar10_dir, tmp_pat
     monkeypatch.setattr(callbacks.History, "on_epoch_end", diverge)
     with pytest.raises(UserError, match=r"checkpoint is .*checkpoint-0001\.keras, of epoch 1;"):
         train("Tiny", data_dir=cifar10_dir, output=tmp_path / "run", **OPTIONS)
-    assert files.read_json(tmp_path / "run" / runs.STATE)["epoch"] == 1
+    assert files.read_json(tmp_path / "run" / runs.STATE, "state")["epoch"] == 1
 
 
 def test_a_file_and_its_name_are_flushed_in_order(tmp_path, monkeypatch):
