@@ -76,7 +76,8 @@ def _read_json_files(folder):
     from mf_zoo import files, schemas
 
     for file in _whole(folder, "*.json"):
-        if file.stem in schemas.JSON:
+        # The result of a search is another thing than that of a run.
+        if file.stem in schemas.JSON and not (file.parent / "search.json").exists():
             files.read_json(file, file.stem)
         else:
             json.loads(file.read_text())

@@ -164,15 +164,19 @@ def publish(
         for origin, file, part in zip(parts(source), placed, record.files, strict=True):
             write_atomically(file, lambda beside, origin=origin: shutil.copyfile(origin, beside))
             verify(file, part.sha256, part.size)
-    for file in set(_stored(folder, record.stem)) - set(placed):
-        file.unlink()
+    superseded = set(_stored(folder, record.stem)) - set(placed)
     for kind in ("history.csv", "times.csv"):
         history, copy = run / kind, folder / f"{record.stem}.{kind}"
         if history.exists():
             write_atomically(copy, lambda beside, history=history: shutil.copyfile(history, beside))
         else:
-            copy.unlink(missing_ok=True)
+            with writing(copy):
+                copy.unlink(missing_ok=True)
     write_atomically(target, lambda beside: beside.write_text(record.to_json(), encoding="utf-8"))
+    # Last: a kill before leaves files too many, and no record without its own.
+    for file in superseded:
+        with writing(file):
+            file.unlink()
     return record
 
 

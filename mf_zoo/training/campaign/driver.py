@@ -258,7 +258,10 @@ class _Driver:
             self._gather()
 
     def _reason(self, run: Run, code: int) -> str:
-        lines = self._log(run).read_text(encoding="utf-8", errors="replace").split("\n")
+        try:
+            lines = self._log(run).read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError as error:
+            lines = [f"what it said cannot be read: {error.strerror}"]
         last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"{how}: {last.strip()} (see {self._log(run)})"
