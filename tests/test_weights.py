@@ -181,6 +181,13 @@ def test_record_refuses_a_wrong_field(field, value):
 
 
 @pytest.mark.once
+def test_record_that_is_no_utf8_is_named(tmp_path):
+    path = tmp_path / "mf_resnet20-cifar10.json"
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match=r"must be readable UTF-8.*Received: .*cifar10\.json$"):
+        WeightRecord.read(path)
+
+
 def test_record_of_shards():
     second = shard(file="mf_resnet20-cifar10_00001.weights.h5", size=6)
     index = "mf_resnet20-cifar10.weights.json"

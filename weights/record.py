@@ -371,8 +371,14 @@ class WeightRecord:
         """
         path = Path(path)
         try:
-            record = cls.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError) as error:
+            raise ValueError(
+                f"A weight record must be readable UTF-8: {error}. Received: {path}"
+            ) from error
+        try:
+            record = cls.from_json(text)
+        except ValueError as error:
             raise ValueError(f"Weight record {path}: {error}") from error
         if path.name != f"{record.stem}.json":
             raise ValueError(
