@@ -1086,7 +1086,7 @@ def _run_atheris(folder: Path, arguments: list[str]) -> None:
             counts["accepted"] += 1
         except (UserError, ValueError):
             counts["refused"] += 1
-        if sum(counts.values()) % 1000 == 0:
+        if sum(counts.values()) % 100 == 0:
             save()
 
     import atexit
@@ -1116,7 +1116,7 @@ def main(cases: int, seed: int) -> list[dict[str, Any]]:
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
     guided, made_up = cases // 10, cases // 100
-    for reader, method, count in plan(cases - guided - 2 * made_up):
+    for reader, method, count in plan(cases - made_up - guided // 2):
         add(fuzz(reader, method, count, seed))
     add(hypothesis_cases(made_up, seed))
     add(atheris_cases(guided, seed))

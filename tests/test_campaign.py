@@ -411,7 +411,7 @@ with files.locked(folder):
     if mode == "kill" and model == "TinyPlain":
         os.kill(os.getpid(), signal.SIGKILL)
     config = dict(**given.to_dict(), train_images=50, backend="none", device="chip",
-        versions={"keras": "3"}, date="now", evaluated_on="test")
+        versions={"keras": "3"}, date="2026-01-01", evaluated_on="test")
     files.write_json(folder / runs.CONFIG, config)
     begun = files.read_rows(folder / runs.HISTORY)
     for epoch in range(len(begun) + 1, given.last_epoch + 1):
