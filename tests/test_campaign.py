@@ -425,9 +425,12 @@ with files.locked(folder):
         if mode == "sleep" and epoch == 1:
             signal.signal(signal.SIGTERM, lambda *_: (say(f"asked {name}"), sys.exit(143)))
             wait_for(lambda: False)
-    result = dict(test_error=10 * seed + 1 / recipe.epochs, test_loss=2, train_error=50,
-        train_loss=1 / recipe.epochs, parameters=7, sha256="abc", date="then",
-        test_top5_error=3.5, test_coarse_error=None, image_passes=50 * given.last_epoch)
+    result = dict(model=model, dataset=given.dataset, evaluated_on="test", seed=seed,
+        recipe=recipe.name, epochs=given.last_epoch, train_seconds=2.0 * given.last_epoch,
+        test_error=10 * seed + 1 / recipe.epochs, test_loss=2, train_error=50,
+        train_loss=1 / recipe.epochs, parameters=7, sha256=64 * "a", date="2026-01-02",
+        test_top5_error=3.5, test_coarse_error=None, image_passes=50 * given.last_epoch,
+        file="final.weights.h5", size=1)
     files.write_json(folder / runs.RESULT, result)
     say(f"end {name}")
 """

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import h5py
+import keras
 import pytest
 from run_folders import assert_same_run
 from tiny_zoo import train
@@ -126,3 +127,26 @@ def test_a_sample_of_kills():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 failures, seed 0" in done.stdout
+
+
+def test_a_write_that_fails_unsaid_is_found(whole, cifar10_dir, tmp_path, monkeypatch):
+    # As HDF5 does with a write that fails while an array is closed: it leaves zeros.
+    save = keras.Model.save_weights
+
+    def save_and_lose(model, path):
+        save(model, path)
+        with h5py.File(path, "r+") as file:
+            found = []
+            file.visititems(lambda _, x: found.append(x) if isinstance(x, h5py.Dataset) else None)
+            next(x for x in found if x[()].any())[...] = 0
+
+    folder, _ = _stopped(whole, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save_weights", save_and_lose)
+        with pytest.raises(
+            UserError, match=r"Cannot write .*final\.weights\.h5: what is read back"
+        ):
+            train("Tiny", data_dir=cifar10_dir, output=folder, resume=True, **OPTIONS)
+    assert not (folder / runs.WEIGHTS).exists() and not (folder / runs.RESULT).exists()
+    train("Tiny", data_dir=cifar10_dir, output=folder, resume=True, **OPTIONS)
+    assert_same_run(whole, folder)

@@ -22,6 +22,7 @@ from mf_zoo import cli, schemas, weights
 from mf_zoo.errors import UserError
 from mf_zoo.weights import WeightFileError, WeightRecord
 from mf_zoo.weights.record import file_stem
+from mf_zoo.weights.rewriting import rewrite
 
 L = keras.layers
 
@@ -957,6 +958,19 @@ def test_large_files_are_published_outside_the_wheel(tmp_path, monkeypatch, run_
 
 
 # Publishing in half precision and in shards
+
+
+@pytest.mark.once
+def test_a_shard_that_reads_back_differently_is_refused(tmp_path, monkeypatch):
+    source = tmp_path / "one.weights.h5"
+    with h5py.File(source, "w") as file:
+        file["layers/vars/0"] = np.ones((3, 3, 2), "float32")
+    create = h5py.File.create_dataset
+    monkeypatch.setattr(
+        h5py.File, "create_dataset", lambda file, place, data: create(file, place, data=0 * data)
+    )
+    with pytest.raises(OSError, match="what is read back is not what was written"):
+        rewrite(source, tmp_path, "two", dtype="float32", max_shard_size=10**6)
 
 
 def measured(error):

@@ -1,6 +1,7 @@
 """Weight files: checked before they are read, and read whole or not at all."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -262,6 +263,43 @@ def datasets(path: Path) -> dict[str, tuple[int, ...]]:
     _check_exists(path)
     with reading(path):
         return _datasets(path)
+
+
+def save(model: "keras.Model", path: str | Path) -> None:
+    """Saves the weights of a model and reads them back.
+
+    HDF5 says nothing of some writes that fail: of a disk that was full, or failed, for a moment,
+    there remain zeros in the file.
+
+    Args:
+        model: A built model.
+        path: The `.weights.h5` file.
+
+    Raises:
+        OSError: If what is read is not what was written.
+    """
+    import numpy as np
+
+    model.save_weights(path)
+    weights = [np.array(weight.numpy(), copy=True) for weight in model.weights]
+    try:
+        model.load_weights(path)
+        same = all(
+            np.array(weight.numpy()).tobytes() == value.tobytes()
+            for weight, value in zip(model.weights, weights, strict=True)
+        )
+    except (OSError, KeyError, ValueError, RuntimeError):
+        same = False
+    finally:
+        for weight, value in zip(model.weights, weights, strict=True):
+            weight.assign(value)
+    if not same:
+        raise unlike(path)
+
+
+def unlike(path: str | Path) -> OSError:
+    """The error of a file that does not hold what was written."""
+    return OSError(errno.EIO, "what is read back is not what was written", str(path))
 
 
 def load_model(path: str | Path) -> "keras.Model":

@@ -133,9 +133,10 @@ def publish(
         )
     with tempfile.TemporaryDirectory() as scratch:
         if dtype != "float32" or record.size > max_shard_size:
-            source = rewrite(
-                source, Path(scratch), record.stem, dtype=dtype, max_shard_size=max_shard_size
-            )
+            with writing(Path(scratch)):
+                source = rewrite(
+                    source, Path(scratch), record.stem, dtype=dtype, max_shard_size=max_shard_size
+                )
             record = _with_files(record, source)
         if dtype != "float32":
             scores = evaluate(source)

@@ -1,5 +1,6 @@
 """Writing a weight file anew: kernels in half precision, and in shards of a bounded size."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from mf_zoo.weights.files import (
     datasets,
     reading,
     shard_name,
+    unlike,
 )
 
 # What HDF5 writes for one more array besides its values: headers, groups, a heap for their names.
@@ -46,11 +48,13 @@ def rewrite(source: Path, folder: Path, stem: str, *, dtype: str, max_shard_size
     Raises:
         WeightFileError: A weight is not finite, or a kernel out of half precision's range.
         ValueError: An array is larger than a shard may be.
+        OSError: What is read back of a file is not what was written.
     """
     import h5py
 
     shards: list[Path] = []
     weight_map: dict[str, list[str]] = {}
+    written: dict[str, tuple[Path, bytes]] = {}
     total = 0
     target = None
     try:
@@ -64,6 +68,7 @@ def rewrite(source: Path, folder: Path, stem: str, *, dtype: str, max_shard_size
             dataset = target.create_dataset(place, data=values)
             for item, given in zip((dataset.parent, dataset), attributes, strict=True):
                 item.attrs.update(given)
+            written[place] = shards[-1], hashlib.sha256(values.tobytes()).digest()
             names = weight_map.setdefault(dataset.parent.name, [])
             if shards[-1].name not in names:
                 names.append(shards[-1].name)
@@ -71,6 +76,10 @@ def rewrite(source: Path, folder: Path, stem: str, *, dtype: str, max_shard_size
     finally:
         if target is not None:
             target.close()
+    for place, (shard, digest) in written.items():
+        with h5py.File(shard, "r") as file:
+            if hashlib.sha256(file[place][()].tobytes()).digest() != digest:
+                raise unlike(shard)
     if (largest := max(shard.stat().st_size for shard in shards)) > max_shard_size:
         raise ValueError(
             f"`max_shard_size` must be at least {largest} bytes, which one array of {source.name} "

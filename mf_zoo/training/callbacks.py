@@ -182,9 +182,9 @@ class Checkpoint(keras.callbacks.Callback):
         }
         files.write_json(self.folder / runs.STATE, self.state)
         kept = {path.name, before["checkpoint"] if before else None}
-        for other in self.folder.glob("*checkpoint-*.keras"):
-            if other.name not in kept:
-                with files.writing(other):
+        with files.writing(self.folder):
+            for other in self.folder.glob("*checkpoint-*.keras"):
+                if other.name not in kept:
                     os.unlink(other)
 
 

@@ -19,7 +19,7 @@ from mf_zoo.training.callbacks import random_states
 from mf_zoo.training.evaluation import Evaluation
 from mf_zoo.training.ladder import Trunk
 from mf_zoo.training.settings import RunSettings
-from mf_zoo.weights.files import load_model
+from mf_zoo.weights.files import load_model, save
 
 
 def open_folder(
@@ -237,7 +237,7 @@ def write_result(
         The content of `result.json`.
     """
     weights = folder / runs.WEIGHTS
-    digest = files.write_atomically(weights, final.save_weights)
+    digest = files.write_atomically(weights, lambda partial: save(final, partial))
     history = files.read_rows(folder / runs.HISTORY, "history")
     if not history:
         raise UserError(
