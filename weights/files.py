@@ -436,6 +436,8 @@ def _strange(item: Any) -> str | None:
         return "no array of numbers"
     if item.chunks is not None and math.prod(item.chunks) > max(item.size, 1):
         return f"of shape {item.shape} in chunks of {item.chunks}"
+    if item.dtype != "V2" and h5py.h5a.get_num_attrs(item.id):
+        return "an array with attributes, which Keras gives those in bfloat16 only"
     properties = item.id.get_create_plist()
     filters = {properties.get_filter(k)[0] for k in range(properties.get_nfilters())}
     if not filters <= {

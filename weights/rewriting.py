@@ -58,7 +58,7 @@ def rewrite(source: Path, folder: Path, stem: str, *, dtype: str, max_shard_size
     total = 0
     target = None
     try:
-        for place, values, attributes in _arrays(source, dtype):
+        for place, values in _arrays(source, dtype):
             size = values.nbytes + _OVERHEAD
             if target is None or target.id.get_filesize() + size > max_shard_size:
                 if target is not None:
@@ -66,8 +66,8 @@ def rewrite(source: Path, folder: Path, stem: str, *, dtype: str, max_shard_size
                 shards.append(folder / shard_name(stem, len(shards)))
                 target = h5py.File(shards[-1], "w")
             dataset = target.create_dataset(place, data=values)
-            for item, given in zip((dataset.parent, dataset), attributes, strict=True):
-                item.attrs.update(given)
+            if values.dtype.kind == "V":  # as Keras marks what HDF5 has no type for
+                dataset.attrs["dtype"] = "bfloat16"
             written[place] = shards[-1], hashlib.sha256(values.tobytes()).digest()
             names = weight_map.setdefault(dataset.parent.name, [])
             if shards[-1].name not in names:
@@ -93,10 +93,11 @@ def rewrite(source: Path, folder: Path, stem: str, *, dtype: str, max_shard_size
     return index
 
 
-def _arrays(source: Path, dtype: str) -> Iterator[tuple[str, Any, tuple[dict, dict]]]:
-    """Every array of a weight file: its place, its values to store, the group's and its attributes.
+def _arrays(source: Path, dtype: str) -> Iterator[tuple[str, Any]]:
+    """Every array of a weight file: its place and its values to store.
 
-    The optimizer's state is left out.
+    The optimizer's state is left out, and so are attributes: Keras does not read them, and HDF5
+    may read damaged ones for ever.
     """
     import h5py
 
@@ -104,12 +105,10 @@ def _arrays(source: Path, dtype: str) -> Iterator[tuple[str, Any, tuple[dict, di
     with h5py.File(source, "r") as file:
         for place in places:
             with reading(source):
-                dataset = file[place]
-                values = dataset[()]
-                attributes = dict(dataset.parent.attrs), dict(dataset.attrs)
+                values = file[place][()]
             if dtype == "float16":
                 values = _rounded(values, f"{place} of {source.name}")
-            yield place, values, attributes
+            yield place, values
 
 
 def _rounded(values: Any, name: str) -> Any:
