@@ -1,5 +1,6 @@
 """A sample of `tests.faults`, and what a run does with a damaged checkpoint."""
 
+import errno
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from run_folders import assert_same_run
 from tiny_zoo import train
 
-from mf_zoo import files
+from mf_zoo import files, tuning
 from mf_zoo.errors import UserError
 from mf_zoo.training import RECIPES, callbacks, runs
 
@@ -150,3 +151,27 @@ def test_a_write_that_fails_unsaid_is_found(whole, cifar10_dir, tmp_path, monkey
     assert not (folder / runs.WEIGHTS).exists() and not (folder / runs.RESULT).exists()
     train("Tiny", data_dir=cifar10_dir, output=folder, resume=True, **OPTIONS)
     assert_same_run(whole, folder)
+
+
+def test_a_disk_that_fails_in_a_trial_ends_the_search(cifar10_dir, tmp_path, monkeypatch):
+    settings = tuning.SearchSettings(
+        "Tiny",
+        recipe=RECIPE.replace(epochs=1, warmup_epochs=0.0),
+        tuner="random",
+        max_trials=2,
+        seed=5,
+        holdout=16,
+        limit=32,
+        search=["momentum"],
+    )
+
+    def no_room(model, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save_weights", no_room)
+        with pytest.raises(UserError, match=r"A trial must be able to .*No space left on device"):
+            tuning.tune(settings, tmp_path, data_dir=cifar10_dir)
+    tuning.tune(settings, tmp_path, data_dir=cifar10_dir, resume=True)
+    rows = files.read_rows(tmp_path / "trials.csv")
+    assert [row["status"] for row in rows] == ["COMPLETED", "COMPLETED"]

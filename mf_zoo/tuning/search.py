@@ -11,7 +11,7 @@ import keras
 import keras_tuner
 
 from mf_zoo import data, devices, files
-from mf_zoo.errors import UserError, user_errors
+from mf_zoo.errors import UserError, one_line, user_errors
 from mf_zoo.training import assembly, pretrained, runs
 from mf_zoo.training.folder import open_folder
 from mf_zoo.training.recipes import Recipe
@@ -151,9 +151,11 @@ def _resolve(settings: SearchSettings) -> SearchSettings:
 
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Turns keras-tuner's complaint about trials that failed in a row into a `UserError`."""
+    """Turns failures that end a search, of trials in a row or of the disk, into a `UserError`."""
     try:
         yield
+    except keras_tuner.errors.FatalRuntimeError as error:
+        raise UserError(one_line(error)) from error
     except RuntimeError as error:
         if "consecutive failures" not in str(error):
             raise
