@@ -37,7 +37,7 @@ def in_process(monkeypatch):
     """The writer does its work here: `test_the_file_computes_what_the_model_does` starts it."""
 
     def run(command, **_):
-        writer.main(*command[3:])
+        writer.main(*command[command.index(writer.__file__) + 1 :])
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(EXPORT, "subprocess", types.SimpleNamespace(run=run))
@@ -282,7 +282,7 @@ def test_a_saved_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, in
     with monkeypatch.context() as patch:
         patch.setattr(EXPORT, "subprocess", subprocess)
         patch.setattr(writer, "__file__", str(tmp_path / "no such script"))
-        with pytest.raises(UserError, match="can't open file"):
+        with pytest.raises(UserError, match="No such file or directory"):
             deploy.export(tiny, path, "saved_model", overwrite=True)
     assert before == {file.relative_to(path): file.read_bytes() for file in path.rglob("*.*")}
     larger = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
