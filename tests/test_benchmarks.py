@@ -19,6 +19,7 @@ from benchmarks import (
     command,
     deployment,
     depth_transfer,
+    determinism,
     grouped_convolution,
     growth,
     harness,
@@ -731,3 +732,16 @@ def test_the_tables_of_growth_lesions_and_peers():
     assert peers.table([{**row, "mean_field": "8.2700001"}]).endswith(
         '| a.th | `ResNet20(shortcut="identity")` | 8.27 | 8.27 | 8.27 |'
     )
+
+
+def test_the_difference_of_two_trainings():
+    first = {"a": np.zeros((2, 2)), "b": np.zeros(1)}
+    one = {"a": np.full((2, 2), 2.0), "b": np.full(1, 3.0)}  # the norm is 5
+    other = {"a": np.full((2, 2), 2.0), "b": np.full(1, 2.0)}
+    assert determinism.difference(one, one, first) == 0
+    assert determinism.difference(one, other, first) == pytest.approx(1 / 5)
+    rows = [
+        {"policy": "p", "one": "x", "other": "y", "steps": "10", "difference": "0.0"},
+        {"policy": "p", "one": "x", "other": "y", "steps": "1", "difference": "0.25"},
+    ]
+    assert determinism.table(rows).splitlines()[-1] == "| p | x | y | 2e-01 | equal |"

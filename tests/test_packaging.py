@@ -1,5 +1,6 @@
 """What is installed, from where it is imported, and what an import costs."""
 
+import csv
 import importlib.metadata
 import json
 import os
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.once
 
@@ -154,6 +158,39 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert not any("test" in Path(name).name for name in names)
     assert "License-Expression: Apache-2.0" in metadata
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_wheel_is_the_same_to_the_byte_whenever_it_is_built(wheel, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    built = []
+    for number in range(2):
+        copy = tmp_path / str(number) / "mf_zoo-source"
+        shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
+        for file in copy.rglob("*"):
+            os.utime(file, (number * 10**8,) * 2)
+        pip("wheel", copy, "--no-deps", *isolation(), "-q", "-w", copy.parent, cwd=tmp_path)
+        (file,) = copy.parent.glob("mf_zoo-*.whl")
+        built.append(file.read_bytes())
+    assert built[0] == built[1]
+
+
+def test_citation_and_licences_of_what_is_needed_are_up_to_date():
+    import mf_zoo
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mf_zoo.__version__
+    assert citation["license"] == "Apache-2.0"
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    wanted = {
+        Requirement(text).name
+        for part in (project["dependencies"], *project["optional-dependencies"].values())
+        for text in part
+    } - {"mf_zoo"}
+    with open(ROOT / "docs" / "trust" / "dependencies.csv", newline="") as file:
+        licences = {row["package"]: row["licence"] for row in csv.DictReader(file)}
+    assert licences.keys() == wanted
+    assert not [name for name, text in licences.items() if "GPL" in text]
 
 
 def test_wheel_works_when_installed(wheel, tmp_path):

@@ -415,7 +415,8 @@ def test_predict_with_the_weights_of_a_run(tmp_path, capsys, monkeypatch):
     model = tiny_zoo.tiny(classes=100, **arguments)
     model.save_weights(run / "final.weights.h5")
     recipe = {"quadrature": "midpoint", "horizon": 5.0}
-    (run / "config.json").write_text(json.dumps({"model": "Tiny", "dataset": "cifar100", "recipe": recipe}))
+    config = {"model": "Tiny", "dataset": "cifar100", "recipe": recipe}
+    (run / "config.json").write_text(json.dumps(config))
     pixels = data.sample("cifar10")[0][3]
     file = _save(tmp_path, "a.png", pixels)
     assert main(["predict", "Tiny", str(file), "--weights", str(run), "--top", "1", "--json"]) == 0
