@@ -74,7 +74,7 @@ def _whole(folder, pattern):
 def _read_json_files(folder):
     """All JSON files of ours are whole, and what they should be.
 
-    keras-tuner's `build_config.json` need not be: nothing reads it when a search is resumed.
+    keras-tuner's `tuner0.json` need not be: nothing reads it when a search is resumed.
     """
     from mf_zoo import files, schemas
 
@@ -82,7 +82,7 @@ def _read_json_files(folder):
         # The result of a search is another thing than that of a run.
         if file.stem in schemas.JSON and not (file.parent / "search.json").exists():
             files.read_json(file, file.stem)
-        elif file.name != "build_config.json":
+        elif file.name != "tuner0.json":
             json.loads(file.read_text())
 
 
