@@ -27,7 +27,7 @@ help:
 	@echo "make bench   mean-field against plain Keras layers, side by side"
 	@echo "make dist    the wheel and the source distribution, checked, with a list of what they need"
 	@echo "make test-dist    both installed in empty environments and used there"
-	@echo "make test-faults  the long test: kills, faults of the disk, hostile files (30 minutes)"
+	@echo "make test-faults  the long test: kills, faults of the disk, hostile files (some 20 minutes)"
 	@echo "make clean   remove .venv and everything built"
 
 $(BIN)/python:

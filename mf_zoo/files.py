@@ -20,6 +20,11 @@ LOCK = ".lock"
 _LARGEST = 2**28  # bytes of a text; the history of a long training takes some 10 MB
 
 
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether a disk fails: h5py makes a `RuntimeError` of that while it closes a file."""
+    return isinstance(error, OSError) or "errno = " in str(error)
+
+
 @contextlib.contextmanager
 def writing(path: Path):
     """Turns a failure to write `path` into a `UserError` that says so."""
@@ -34,8 +39,7 @@ def writing(path: Path):
             f"Received: {short(error.object[error.start : error.end])}"
         ) from error
     except RuntimeError as error:
-        # What h5py makes of a disk that fails while a file is closed.
-        if "errno = " not in str(error):
+        if not is_of_the_disk(error):
             raise
         raise UserError(f"Cannot write {path}: {one_line(error)}") from error
 

@@ -234,24 +234,13 @@ class Export(Activity):
 class Tuning(Activity):
     def act(self, folder):
         import tiny_zoo  # noqa: F401  # registers Tiny
+        from run_folders import small_search
 
-        from mf_zoo.training import RECIPES
-        from mf_zoo.tuning import SearchSettings, tune
+        from mf_zoo.tuning import tune
 
-        recipe = RECIPES["quick"].replace(epochs=1, warmup_epochs=0.0, batch_size=16)
-        settings = SearchSettings(
-            "Tiny",
-            recipe=recipe,
-            tuner="random",
-            max_trials=2,
-            seed=5,
-            holdout=16,
-            limit=32,
-            search=["momentum"],
-        )
         if not (folder / "result.json").exists():
             resume = (folder / "search.json").exists()
-            tune(settings, folder, data_dir=self.data, resume=resume)
+            tune(small_search(), folder, data_dir=self.data, resume=resume)
 
     def read(self, folder):
         from mf_zoo import files

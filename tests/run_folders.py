@@ -32,3 +32,20 @@ def assert_same_run(first, second):
         del row["seconds"], row["images_per_second"]
     assert histories[0] == histories[1] and histories[0]
     assert (first / "times.csv").read_text() == (second / "times.csv").read_text()
+
+
+def small_search():
+    """Settings of a search of two trials of an epoch."""
+    from mf_zoo.training import RECIPES
+    from mf_zoo.tuning import SearchSettings
+
+    return SearchSettings(
+        "Tiny",
+        recipe=RECIPES["quick"].replace(epochs=1, warmup_epochs=0.0, batch_size=16),
+        tuner="random",
+        max_trials=2,
+        seed=5,
+        holdout=16,
+        limit=32,
+        search=["momentum"],
+    )

@@ -10,7 +10,7 @@ import sys
 import h5py
 import keras
 import pytest
-from run_folders import assert_same_run
+from run_folders import assert_same_run, small_search
 from tiny_zoo import train
 
 from mf_zoo import files, tuning
@@ -154,24 +154,13 @@ def test_a_write_that_fails_unsaid_is_found(whole, cifar10_dir, tmp_path, monkey
 
 
 def test_a_disk_that_fails_in_a_trial_ends_the_search(cifar10_dir, tmp_path, monkeypatch):
-    settings = tuning.SearchSettings(
-        "Tiny",
-        recipe=RECIPE.replace(epochs=1, warmup_epochs=0.0),
-        tuner="random",
-        max_trials=2,
-        seed=5,
-        holdout=16,
-        limit=32,
-        search=["momentum"],
-    )
-
     def no_room(model, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(keras.Model, "save_weights", no_room)
         with pytest.raises(UserError, match=r"A trial must be able to .*No space left on device"):
-            tuning.tune(settings, tmp_path, data_dir=cifar10_dir)
-    tuning.tune(settings, tmp_path, data_dir=cifar10_dir, resume=True)
+            tuning.tune(small_search(), tmp_path, data_dir=cifar10_dir)
+    tuning.tune(small_search(), tmp_path, data_dir=cifar10_dir, resume=True)
     rows = files.read_rows(tmp_path / "trials.csv")
     assert [row["status"] for row in rows] == ["COMPLETED", "COMPLETED"]

@@ -16,6 +16,7 @@ from keras_tuner.src.engine.tuner_utils import SaveBestEpoch
 
 from mf_zoo import applications, data
 from mf_zoo.errors import one_line
+from mf_zoo.files import is_of_the_disk
 from mf_zoo.training import assembly
 from mf_zoo.training.callbacks import SetEpoch
 from mf_zoo.training.recipes import Recipe, get_recipe
@@ -528,8 +529,7 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # The second is what h5py makes of a disk that fails while a file is closed.
-        if isinstance(error, RuntimeError) and "errno = " not in str(error):
+        if not is_of_the_disk(error):
             raise
         raise keras_tuner.errors.FatalRuntimeError(
             f"A trial must be able to read and write its files. Received: {one_line(error)}"
