@@ -20,9 +20,9 @@ LOCK = ".lock"
 _LARGEST = 2**28  # bytes of a text; the history of a long training takes some 10 MB
 
 
-def is_of_the_disk(error: Exception) -> bool:
-    """Whether a disk fails: h5py makes a `RuntimeError` of that while it closes a file."""
-    return isinstance(error, OSError) or "errno = " in str(error)
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether the system refused to read or write; h5py says so in the text of other errors."""
+    return getattr(error, "errno", None) is not None or "errno = " in str(error)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import sys
 
 import h5py
 import keras
+import keras_tuner
 import pytest
 from run_folders import assert_same_run, small_search
 from tiny_zoo import train
@@ -153,12 +154,29 @@ def test_a_write_that_fails_unsaid_is_found(whole, cifar10_dir, tmp_path, monkey
     assert_same_run(whole, folder)
 
 
-def test_a_disk_that_fails_in_a_trial_ends_the_search(cifar10_dir, tmp_path, monkeypatch):
-    def no_room(model, path):
+@pytest.mark.parametrize(
+    ("owner", "write"),
+    [
+        (keras.Model, "save_weights"),  # the checkpoint of a trial
+        (keras_tuner.src.utils, "save_json"),  # its build config, after the training
+        (os, "fsync"),  # its trial.json, by the oracle
+    ],
+    ids=["checkpoint", "build config", "trial"],
+)
+def test_a_disk_that_fails_in_a_trial_ends_the_search(cifar10_dir, tmp_path, owner, write):
+    evaluate = keras.Model.evaluate
+
+    def no_room(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save_weights", no_room)
+    def evaluate_and_fill(model, *args, **kwargs):  # what a trial measures last
+        patch.setattr(owner, write, no_room)
+        return evaluate(model, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "evaluate", evaluate_and_fill)
+        if write == "save_weights":
+            patch.setattr(owner, write, no_room)
         with pytest.raises(UserError, match=r"A trial must be able to .*No space left on device"):
             tuning.tune(small_search(), tmp_path, data_dir=cifar10_dir)
     tuning.tune(small_search(), tmp_path, data_dir=cifar10_dir, resume=True)

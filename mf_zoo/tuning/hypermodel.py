@@ -15,8 +15,6 @@ from keras_tuner.engine import hyperparameters
 from keras_tuner.src.engine.tuner_utils import SaveBestEpoch
 
 from mf_zoo import applications, data
-from mf_zoo.errors import one_line
-from mf_zoo.files import is_of_the_disk
 from mf_zoo.training import assembly
 from mf_zoo.training.callbacks import SetEpoch
 from mf_zoo.training.recipes import Recipe, get_recipe
@@ -355,19 +353,18 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         model.optimizer.learning_rate = learning_rate_schedule(recipe, steps)
         # Where the epoch of a dataset cannot be set, the generators of random numbers are.
         numbered = batches if isinstance(batches, data.EpochDataset) else types.SimpleNamespace()
-        with _disk():
-            history = model.fit(
-                batches,
-                epochs=epochs,
-                initial_epoch=initial_epoch,
-                callbacks=[
-                    SetEpoch(numbered, seed),
-                    keras.callbacks.TerminateOnNaN(),
-                    *callbacks,
-                ],
-                verbose=verbose,
-                **settings,
-            ).history
+        history = model.fit(
+            batches,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            callbacks=[
+                SetEpoch(numbered, seed),
+                keras.callbacks.TerminateOnNaN(),
+                *callbacks,
+            ],
+            verbose=verbose,
+            **settings,
+        ).history
         found = {key: float(values[-1]) for key, values in history.items()}
         if validation is not None:
             if validation.one_hot != one_hot:
@@ -521,19 +518,6 @@ def _fatal() -> Iterator[None]:
         yield
     except ValueError as error:
         raise keras_tuner.errors.FatalValueError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _disk() -> Iterator[None]:
-    """Ends the search, which can be resumed, where a disk fails: that is no failure of a trial."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if not is_of_the_disk(error):
-            raise
-        raise keras_tuner.errors.FatalRuntimeError(
-            f"A trial must be able to read and write its files. Received: {one_line(error)}"
-        ) from error
 
 
 class _Validation:

@@ -240,6 +240,8 @@ class Heartbeat:
 class Tuner(keras_tuner.Hyperband):
     """The tuner of all oracles here: Hyperband's knows how to resume a trial, when asked to.
 
+    A disk that fails is no failure of a trial: it ends the search, which can be resumed.
+
     Args:
         oracle: One of the oracles here.
         heartbeat: Seconds between signs of life to the chief; `None` if there is no chief, or
@@ -257,6 +259,30 @@ class Tuner(keras_tuner.Hyperband):
         # Its own file holds nothing; a kill may have left it half-written.
         if self.heartbeat is None:
             self.oracle.reload()
+
+    def search(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().search(*args, **kwargs)
+        except keras_tuner.errors.FatalRuntimeError as error:
+            raise UserError(one_line(error)) from error
+        except RuntimeError as error:
+            if "consecutive failures" not in str(error):
+                raise
+            raise UserError(
+                "The trials that a search begins with must succeed; three in a row failed. "
+                "Received: " + str(error).strip().splitlines()[-1]
+            ) from error
+
+    def _run_and_update_trial(self, trial: Any, *args: Any, **kwargs: Any) -> None:
+        # All of a trial: the network, its training, its checkpoint, keras-tuner's own files.
+        try:
+            super()._run_and_update_trial(trial, *args, **kwargs)
+        except (OSError, RuntimeError, UserError) as error:
+            if not any(map(files.is_of_the_disk, (error, error.__cause__))):
+                raise
+            raise keras_tuner.errors.FatalRuntimeError(
+                f"A trial must be able to read and write its files. Received: {one_line(error)}"
+            ) from error
 
     def pre_create_trial(self) -> None:
         # keras-tuner asks again at once when there is nothing to do yet.

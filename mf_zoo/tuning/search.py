@@ -1,9 +1,7 @@
 """A search as a folder: settings, trials, the best recipe."""
 
-import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import keras
 import keras_tuner
 
 from mf_zoo import data, devices, files
-from mf_zoo.errors import UserError, one_line, user_errors
+from mf_zoo.errors import UserError, user_errors
 from mf_zoo.training import assembly, pretrained, runs
 from mf_zoo.training.folder import open_folder
 from mf_zoo.training.recipes import Recipe
@@ -128,13 +126,12 @@ def tune(
                 one.search(verbose=0)
             else:
                 one.save()  # from now on there is something to resume
-                with _failures():
-                    one.search(
-                        *training,
-                        validation_data=validation,
-                        epochs=settings.recipe.epochs,
-                        verbose=verbose,
-                    )
+                one.search(
+                    *training,
+                    validation_data=validation,
+                    epochs=settings.recipe.epochs,
+                    verbose=verbose,
+                )
         return results.finish(folder, hypermodel, one.oracle, settings)
 
 
@@ -147,19 +144,3 @@ def _resolve(settings: SearchSettings) -> SearchSettings:
         max_trials=settings.max_trials or _DEFAULT_TRIALS.get(settings.tuner),
         search=hypermodel.space,
     )
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """Turns failures that end a search, of trials in a row or of the disk, into a `UserError`."""
-    try:
-        yield
-    except keras_tuner.errors.FatalRuntimeError as error:
-        raise UserError(one_line(error)) from error
-    except RuntimeError as error:
-        if "consecutive failures" not in str(error):
-            raise
-        raise UserError(
-            "The trials that a search begins with must succeed; three in a row failed. Received: "
-            + str(error).strip().splitlines()[-1]
-        ) from error
