@@ -2,9 +2,9 @@
 
 Every activity that writes is killed (SIGKILL) at its file-system calls that write and at random
 moments, is read, resumed, killed again, and at last compared with one that was let alone. The same
-calls fail for want of room, on a read-only disk, and with I/O errors. A process imports everything
-once, on PyTorch, and is forked for each case. Calls are found and failed by strace; without it only
-the kills at random moments are left, and the command says so.
+calls fail for want of room, on a read-only disk, and with I/O errors, and disks are too small. A
+process imports everything once, on PyTorch, and is forked for each case. Calls are found and failed
+by strace, and small disks are mounted; the command says what it skips where it can do neither.
 """
 
 import argparse
@@ -33,11 +33,14 @@ CALLS = (
     *("ftruncate", "mkdir", "mkdirat", "rmdir", "fsync", "fdatasync", "openat"),
     *("sendfile", "copy_file_range"),
 )
+READS = ("read", "pread64")
 ERRORS = {
     "no room": ("ENOSPC", ("write", "pwrite64", "ftruncate", "mkdir", "openat", "fsync")),
     "read-only": ("EROFS", ("openat", "mkdir", "rename", "unlink", "unlinkat", "ftruncate")),
     "I/O error": ("EIO", ("write", "pwrite64", "fsync", "rename", "unlink")),
+    "unreadable": ("EIO", READS),
 }
+SERVED, URL = "served.bin", "url.txt"  # what a server sends, and where it is
 DONE, REFUSED, CRASHED, UNFINISHED = 0, 3, 4, 5
 PATIENCE = 120  # seconds, after which a case hangs
 
@@ -181,16 +184,27 @@ class Publishing(Activity):
 
 
 class Download(Activity):
+    """Over HTTP, from a server that answers what is asked for from a place on."""
+
     def _record(self):
+        import dataclasses
+
+        from mf_zoo import files
         from mf_zoo.weights.record import WeightRecord
 
         (file,) = (self.root / "registry").glob("*-cifar10.json")
-        return WeightRecord.from_json(file.read_text())
+        served = self.root / SERVED
+        return dataclasses.replace(
+            WeightRecord.from_json(file.read_text()),
+            sha256=files.sha256(served),
+            size=served.stat().st_size,
+        )
 
     def act(self, folder):
         from mf_zoo.weights.remote import fetch
 
-        fetch(self._record(), base_url=(self.root / "registry").as_uri(), cache_dir=folder)
+        url = (self.root / URL).read_text()
+        fetch(self._record(), base_url=url, cache_dir=folder)
 
     def read(self, folder):
         from mf_zoo.weights.files import verify
@@ -405,6 +419,7 @@ def prepare(root: pathlib.Path) -> None:
         test_label=labels[100:150],
     )
     (root / "campaign.toml").write_text(_CAMPAIGN)
+    (root / SERVED).write_bytes(random.Random(0).randbytes(300_000))
     # Here, not in a fork: it imports what is imported on first use.
     for name, folder in (
         ("training", "run"),
@@ -497,8 +512,8 @@ def _tracer(pid):
     return 0
 
 
-def write_calls(log: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, int]]:
-    """The calls of a trace that write into a folder: name, and number among those of its name."""
+def calls_in(log: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, int]]:
+    """Calls of a trace that write or read in a folder: name, and number among those of its name."""
     counts, found = {}, []
     for line in log.read_text(errors="replace").splitlines():
         match = re.match(r"(\d+)\s+(\w+)\((.*)", line)
@@ -510,6 +525,21 @@ def write_calls(log: pathlib.Path, folder: pathlib.Path) -> list[tuple[str, int]
         if opens and str(folder) in rest:
             found.append((name, counts[pid, name]))
     return list(dict.fromkeys(found))
+
+
+def _mount(*arguments) -> bool:
+    command = ["mount", *map(str, arguments)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
+@contextlib.contextmanager
+def _server(root: pathlib.Path):
+    """Serves a file over HTTP for a while."""
+    command = [sys.executable, str(HERE / "weight_server.py"), str(root / SERVED)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        (root / URL).write_text(server.stdout.readline().decode().strip())
+        yield
+        server.stdin.close()
 
 
 class Harness:
@@ -525,6 +555,19 @@ class Harness:
         self.strace = shutil.which("strace") is not None
         self.failures: list[str] = []
         prepare(root)
+        with self._small_disk(root / "trial", 4096) as self.mounts:
+            pass
+
+    @contextlib.contextmanager
+    def _small_disk(self, folder: pathlib.Path, size: int):
+        """A disk of that many bytes at a folder; yields whether this process may make one."""
+        folder.mkdir(exist_ok=True)
+        made = _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
+        try:
+            yield made
+        finally:
+            if made:
+                subprocess.run(["umount", "-l", str(folder)], check=True)
 
     def measure(self, activity, name):
         """What the activity ends with, its calls and how long it takes, let alone."""
@@ -537,11 +580,14 @@ class Harness:
         if self.strace:
             again = self.root / name / "traced"
             again.mkdir()
-            code, said, _ = _run(activity, again, ["-e", f"trace={','.join(CALLS)}"], log=log)
+            code, said, _ = _run(
+                activity, again, ["-e", f"trace={','.join(CALLS + READS)}"], log=log
+            )
             assert code == DONE and activity.digest(again) == expected, (name, said)
-            calls = write_calls(log, again)
+            calls = calls_in(log, again)
             shutil.rmtree(again)
-        return expected, calls, seconds
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return expected, calls, seconds, size
 
     def run(self, names, cases: int) -> list[dict]:
         """Runs that many kills, and a tenth as many of each other fault."""
@@ -549,15 +595,20 @@ class Harness:
         total = sum(SHARES[name] for name in names)
         for name in names:
             activity = ACTIVITIES[name](self.root)
-            expected, calls, seconds = self.measure(activity, name)
+            expected, calls, seconds, size = self.measure(activity, name)
             draw = random.Random(f"{self.seed} {name}")
             kills = max(1, round(cases * SHARES[name] / total))
-            print(f"{name}: {len(calls)} calls that write, {seconds:.2f} s let alone", flush=True)
-            at_calls = round(kills * 0.8) if calls else 0
-            chosen = list(calls)
+            writes = [call for call in calls if call[0] not in READS]
+            print(
+                f"{name}: {len(writes)} calls that write, {len(calls) - len(writes)} that read, "
+                f"{seconds:.2f} s let alone",
+                flush=True,
+            )
+            at_calls = round(kills * 0.8) if writes else 0
+            chosen = list(writes)
             draw.shuffle(chosen)
-            while len(chosen) < at_calls and calls:
-                chosen += draw.sample(calls, len(calls))
+            while len(chosen) < at_calls and writes:
+                chosen += draw.sample(writes, len(writes))
             plans = {
                 "kill at a call that writes": [("signal", *call) for call in chosen[:at_calls]],
                 "kill at a random moment": [
@@ -568,35 +619,23 @@ class Harness:
                 able = [call for call in calls if call[0] in kinds]
                 count = min(len(able), max(1, kills // 20))
                 plans[fault] = [("error", error, *call) for call in draw.sample(able, count)]
+            if self.mounts:
+                plans["small disk"] = [
+                    ("disk", draw.randrange(4096, size)) for _ in range(max(1, kills // 20))
+                ]
             for fault, plan in plans.items():
                 if plan:
                     rows.append(self._cases(name, activity, fault, plan, expected))
         return rows
 
     def _cases(self, name, activity, fault, plan, expected):
-        start, happened, failed, folder = time.monotonic(), 0, 0, None
+        start, happened, failed = time.monotonic(), 0, 0
         length = 4 if "kill" in fault else 1
         for first in range(0, len(plan), length):
-            folder = self.root / name / "case"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            problem, steps = None, plan[first : first + length]
-            for step in steps:
-                code, said = self._case(activity, folder, step)
-                # Where a child of the activity is killed, the activity says so.
-                child = code == UNFINISHED or (code == REFUSED and "exit code -9" in said)
-                killed = code == -signal.SIGKILL or child
-                happened += killed if "kill" in fault else code != DONE
-                if code == CRASHED or (code == REFUSED and "kill" in fault and not killed):
-                    problem = f"{step}: {said}"
-            for _ in range(3 if name == "campaign" else 1):
-                code, said, _ = _run(activity, folder)
-                if code != UNFINISHED:
-                    break
-            if code != DONE:
-                problem = problem or f"not resumed, exit code {code}: {said}"
-            elif activity.digest(folder) != expected:
-                problem = problem or "resumed to another result"
+            steps = plan[first : first + length]
+            with self._folder(name, steps) as folder:
+                found, problem = self._steps(name, activity, folder, fault, steps, expected)
+            happened += found
             if problem:
                 failed += len(steps)
                 number = f"seed {self.seed}, {name}, {fault}, cases {first} to {first + length - 1}"
@@ -613,8 +652,43 @@ class Harness:
         print(f"{name}: {fault}: {happened} happened of {len(plan)}, {failed} failed", flush=True)
         return row
 
+    @contextlib.contextmanager
+    def _folder(self, name, steps):
+        """An empty folder, on a small disk where that is the fault."""
+        folder = self.root / name / "case"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        kind, size = steps[0][:2]
+        with self._small_disk(folder, size) if kind == "disk" else contextlib.nullcontext():
+            yield folder
+
+    def _steps(self, name, activity, folder, fault, steps, expected):
+        """How many faults happened, and what was wrong, then or after going on."""
+        happened, problem = 0, None
+        for step in steps:
+            code, said = self._case(activity, folder, step)
+            # Where a child of the activity is killed, the activity says so.
+            child = code == UNFINISHED or (code == REFUSED and "exit code -9" in said)
+            killed = code == -signal.SIGKILL or child
+            happened += killed if "kill" in fault else code != DONE
+            if code == CRASHED or (code == REFUSED and "kill" in fault and not killed):
+                problem = f"{step}: {said}"
+        for _ in range(3 if name == "campaign" else 1):
+            code, said, _ = _run(activity, folder)
+            if code != UNFINISHED:
+                break
+        if code != DONE:
+            problem = problem or f"not resumed, exit code {code}: {said}"
+        elif activity.digest(folder) != expected:
+            problem = problem or "resumed to another result"
+        return happened, problem
+
     def _case(self, activity, folder, step):
         kind, *values = step
+        if kind == "disk":
+            found = _run(activity, folder)[:2]
+            assert _mount("-o", "remount,size=0", folder)  # no limit: there is room again
+            return found
         if kind == "moment":
             return _run(activity, folder, kill_after=values[0])[:2]
         *error, call, number = values
@@ -635,7 +709,10 @@ def main(cases: int, seed: int, names=tuple(ACTIVITIES)) -> list[dict]:
         harness = Harness(seed, pathlib.Path(root).resolve())
         if not harness.strace:
             print("skipped: kills and errors at calls that write, which need strace", flush=True)
-        rows = harness.run(names, cases)
+        if not harness.mounts:
+            print("skipped: small disks, which need the right to mount", flush=True)
+        with _server(harness.root):
+            rows = harness.run(names, cases)
     kills = [row for row in rows if "kill" in row["fault"]]
     print(
         f"{sum(row['cases'] for row in kills)} kills, {sum(row['cases'] for row in rows)} faults, "

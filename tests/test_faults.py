@@ -123,7 +123,16 @@ def test_what_hdf5_says_of_a_failing_disk_is_one_error(tmp_path):
 def test_a_sample_of_kills():
     if shutil.which("strace") is None:
         pytest.skip("needs strace, which finds the calls that write")
-    command = ["-m", "tests.faults", "--cases", "12", "--only", "training", "publishing"]
+    command = [
+        "-m",
+        "tests.faults",
+        "--cases",
+        "15",
+        "--only",
+        "training",
+        "publishing",
+        "download",
+    ]
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

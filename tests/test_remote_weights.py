@@ -3,14 +3,12 @@
 import contextlib
 import dataclasses
 import hashlib
-import http.server
 import importlib.util
 import os
 import pathlib
 import runpy
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_weights import fields, finished_run, measured, rounded
+from weight_server import Server, ranges, send, whole
 
 from mf_zoo import weights
 from mf_zoo.cli import main
@@ -41,31 +40,7 @@ def record_of(content=CONTENT, **changes):
 RECORD = record_of()
 
 
-# A server whose answers are chosen one by one
-
-
-def send(handler, body, length=None, status=200, **headers):
-    handler.send_response(status)
-    handler.send_header("Content-Length", str(len(body) if length is None else length))
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(body)
-    handler.wfile.flush()
-
-
-def whole(handler):
-    send(handler, handler.server.content)
-
-
-def ranges(handler):
-    """As most servers do: the range that was asked for."""
-    content = handler.server.content
-    if "Range" not in handler.headers:
-        return whole(handler)
-    start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-    span = f"bytes {start}-{len(content) - 1}/{len(content)}"
-    return send(handler, content[start:], status=206, Content_Range=span)
+# What a server may answer
 
 
 def wrong_range(handler):
@@ -125,50 +100,6 @@ def redirect(url):
     return lambda handler: send(handler, b"", status=302, Location=url)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Answers each request by the next function of `script`, then by `answer`.
-
-    They send `content`, which is that of `files` if the file that was asked for is among them.
-    """
-
-    def __init__(self, content=CONTENT, tls=None):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.content, self.script, self.answer = content, [], ranges
-        self.files, self.requests, self.release = {}, [], threading.Event()
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server_port}/w"
-        if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*tls)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-
-    def handle_error(self, request, client_address):
-        pass  # clients go away in the middle, on purpose
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.release.set()
-        self.shutdown()
-        self.server_close()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def parse_request(self):
-        parsed = super().parse_request()
-        if parsed:
-            self.server.requests.append((self.command, self.path, self.headers.get("Range")))
-        return parsed
-
-    def do_GET(self):
-        self.server.content = self.server.files.get(self.path.split("/")[-1], self.server.content)
-        (self.server.script.pop(0) if self.server.script else self.server.answer)(self)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(autouse=True)
 def quick_and_private(monkeypatch):
     """Short waits, and none of the machine's own settings."""
@@ -180,7 +111,7 @@ def quick_and_private(monkeypatch):
 
 @pytest.fixture
 def server():
-    with Server() as running:
+    with Server(CONTENT) as running:
         yield running
 
 
@@ -382,7 +313,7 @@ def test_pauses_between_attempts_grow(ask, server, monkeypatch):
 
 
 def test_nobody_there(ask, tmp_path):
-    with Server() as gone:
+    with Server(CONTENT) as gone:
         url = gone.url
     with pytest.raises(WeightFileError, match=r"in 3 attempts\. Received: .*refused"):
         ask(base_url=url)
@@ -427,7 +358,7 @@ def test_a_file_is_whole_or_absent(shared, content, answers, left, damaged):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    with Server() as running:
+    with Server(CONTENT) as running:
         yield running, tmp_path_factory.mktemp("shared") / "cache"
 
 
@@ -468,7 +399,7 @@ def certificate(tmp_path_factory):
 
 
 def test_https(ask, certificate, server, monkeypatch, tmp_path):
-    with Server(tls=certificate) as secure:
+    with Server(CONTENT, certificate) as secure:
         with pytest.raises(WeightFileError, match=r"Received: .*CERTIFICATE_VERIFY_FAILED"):
             ask(base_url=secure.url)
         assert secure.requests == []

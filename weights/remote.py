@@ -191,8 +191,9 @@ def _is_whole(file: Path, part: _Part) -> bool:
 def _download(part: _Part, url: str, file: Path) -> None:
     """Brings a file to its place, whole or not at all; the caller holds its lock."""
     partial = file.with_name(f"{file.name}.partial")
-    free = shutil.disk_usage(file.parent).free + _size(partial)
-    if free < part.size:
+    disk = shutil.disk_usage(file.parent)
+    free = disk.free + _size(partial)
+    if free < part.size and disk.total:  # 0 is a disk without a limit
         raise OSError(f"{free:,} bytes are free")
     attempts = 1 if url.startswith("file:") else ATTEMPTS
     failure: object = None
