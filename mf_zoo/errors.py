@@ -38,15 +38,16 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks.
+def one_line(error: BaseException, length: int = 600) -> str:
+    """The message of an error without line breaks, cut to some 600 characters.
 
     Example:
 
     >>> one_line(ValueError("first\\n  second"))
     'first second'
     """
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def short(value: object, length: int = 60) -> str:

@@ -713,6 +713,57 @@ def _searches(folder: Path) -> list[bytes]:
     return [json.dumps({**_SEARCH, "recipe": RECIPES["quick"].to_dict()}).encode()]
 
 
+def _hyperparameters() -> Any:
+    import keras_tuner
+
+    space = keras_tuner.HyperParameters()
+    space.Float("learning_rate", 0.01, 1.0, sampling="log")
+    space.Choice("batch_size", [32, 64])
+    return space
+
+
+def _oracle(folder: Path) -> Any:
+    from mf_zoo.tuning.oracles import RandomSearchOracle
+
+    oracle = RandomSearchOracle("val_accuracy", 3, seed=1, hyperparameters=_hyperparameters())
+    oracle._set_project_dir(folder, "keras_tuner")
+    return oracle
+
+
+def _tuner_files(folder: Path) -> list[bytes]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = _oracle(folder)
+        for _ in range(2):
+            trial = oracle.create_trial("tuner0")
+            oracle.update_trial(trial.trial_id, {"val_accuracy": 0.5})
+            trial.status = "COMPLETED"
+            oracle.end_trial(trial)
+        oracle.save()
+    _TUNER_FILES.update(
+        {path: path.read_bytes() for path in sorted(folder.glob("keras_tuner/**/*.json"))}
+    )
+    # A case is the number of a file and what it holds.
+    return [bytes([number]) + content for number, content in enumerate(_TUNER_FILES.values())]
+
+
+_TUNER_FILES: dict[Path, bytes] = {}
+
+
+def _structured_tuner_file(rng: np.random.Generator, examples: list[bytes]) -> bytes:
+    example = examples[rng.integers(len(examples))]
+    return example[:1] + structured_json(rng, [example[1:]])
+
+
+def _read_tuner_files(folder: Path, data: bytes) -> None:
+    for path, content in _TUNER_FILES.items():  # one that the state does not know is removed
+        path.write_bytes(content)
+    number = (data[0] if data else 0) % len(_TUNER_FILES)
+    list(_TUNER_FILES)[number].write_bytes(data[1:])
+    oracle = _oracle(folder)
+    oracle.reload()
+    _check(set(oracle.trials) == set(oracle.start_order), "trials that were not started")
+
+
 READERS = (
     Reader("weight record", 22, _registered, _read_record, structured_json),
     Reader("recipe", 10, _recipes, _read_recipe, structured_toml),
@@ -724,6 +775,7 @@ READERS = (
     Reader("run history", 6, lambda f: [_HISTORY], _read_history, structured_rows),
     Reader("run times", 3, lambda f: [_TIMES, _WIDE], _read_times, structured_rows),
     Reader("search", 4, _searches, _read_json("search"), structured_json),
+    Reader("tuner state", 2, _tuner_files, _read_tuner_files, _structured_tuner_file),
     Reader("weights", 4, _weights, _read_weights, structured_h5),
     Reader("weight index", 4, _indices, _read_index, structured_json),
     Reader("npz data", 3, _arrays, _read_arrays, structured_npy),

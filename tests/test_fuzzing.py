@@ -31,6 +31,7 @@ _CASES = {
     "run result": 500,
     "run history": 500,
     "search": 500,
+    "tuner state": 300,
     "weights": 250,
     "weight index": 300,
     "npz data": 300,
@@ -128,3 +129,11 @@ def test_errors_of_ours_are_refusals_and_a_case_can_be_made_again(capfd):
     number = int(capfd.readouterr().out.split("--number ")[1].split(":")[0])
     again = fuzzing.fuzz(dataclasses.replace(reader), "mutation", 1, 0, first=number)
     assert again["failures"] == 1
+
+
+def test_a_search_whose_state_lacks_a_value(tmp_path):
+    reader = next(reader for reader in fuzzing.READERS if reader.name == "tuner state")
+    number, oracle = (example := reader.make(tmp_path)[0])[:1], json.loads(example[1:])
+    del oracle["hyperparameters"]["values"]["batch_size"]
+    with pytest.raises(UserError, match=r"state of a search must be whole.*KeyError: 'batch_size'"):
+        reader.read(tmp_path, number + json.dumps(oracle).encode())

@@ -16,6 +16,7 @@ from mf_zoo import files
 from mf_zoo.errors import UserError, one_line
 
 _RUNNING = "RUNNING"
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 
 
 class _Durable:
@@ -75,11 +76,12 @@ class _Durable:
             super().reload()
             # In the order of their start, in which a Gaussian process sums, and not of their files.
             self.trials = {trial_id: self.trials[trial_id] for trial_id in self.start_order}
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            # Of what only keras-tuner knows of its files.
+        except _DAMAGE as error:
+            # Of what only keras-tuner knows of its files. It makes a RuntimeError of a KeyError.
+            what = error.__context__ if isinstance(error, RuntimeError) else error
             raise UserError(
                 "The state of a search must be whole, and that of this version of keras-tuner. "
-                f"Received: {path.parent} with {type(error).__name__}: {one_line(error)}"
+                f"Received: {path.parent} with {type(what).__name__}: {one_line(what)}"
             ) from error
         for trial in self.trials.values():
             if trial.trial_id not in self.end_order:
