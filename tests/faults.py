@@ -186,37 +186,36 @@ class Publishing(Activity):
 class Download(Activity):
     """Over HTTP, from a server that answers what is asked for from a place on."""
 
-    def _record(self):
+    def __init__(self, root):
+        super().__init__(root)
         import dataclasses
 
         from mf_zoo import files
         from mf_zoo.weights.record import WeightRecord
 
-        (file,) = (self.root / "registry").glob("*-cifar10.json")
-        served = self.root / SERVED
-        return dataclasses.replace(
+        (file,) = (root / "registry").glob("*-cifar10.json")
+        self.record = dataclasses.replace(
             WeightRecord.from_json(file.read_text()),
-            sha256=files.sha256(served),
-            size=served.stat().st_size,
+            sha256=files.sha256(root / SERVED),
+            size=(root / SERVED).stat().st_size,
         )
+        self.url = (root / URL).read_text()
 
     def act(self, folder):
         from mf_zoo.weights.remote import fetch
 
-        url = (self.root / URL).read_text()
-        fetch(self._record(), base_url=url, cache_dir=folder)
+        fetch(self.record, base_url=self.url, cache_dir=folder)
 
     def read(self, folder):
         from mf_zoo.weights.files import verify
 
-        record = self._record()
-        if (folder / record.file).exists():
-            verify(folder / record.file, record.sha256, record.size)
+        if (folder / self.record.file).exists():
+            verify(folder / self.record.file, self.record.sha256, self.record.size)
 
     def digest(self, folder):
         from mf_zoo import files
 
-        return files.sha256(folder / self._record().file)
+        return files.sha256(folder / self.record.file)
 
 
 class Export(Activity):
