@@ -418,11 +418,11 @@ def prepare(root: pathlib.Path) -> None:
         test_label=labels[100:150],
     )
     (root / "campaign.toml").write_text(_CAMPAIGN)
-    (root / SERVED).write_bytes(random.Random(0).randbytes(300_000))
     # Here, not in a fork: it imports what is imported on first use.
     for name, folder in (
         ("training", "run"),
         ("publishing", "."),
+        ("download", "d"),
         ("export", "e"),
         ("tuning", "t"),
     ):
@@ -534,6 +534,7 @@ def _mount(*arguments) -> bool:
 @contextlib.contextmanager
 def _server(root: pathlib.Path):
     """Serves a file over HTTP for a while."""
+    (root / SERVED).write_bytes(random.Random(0).randbytes(300_000))
     command = [sys.executable, str(HERE / "weight_server.py"), str(root / SERVED)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         (root / URL).write_text(server.stdout.readline().decode().strip())
@@ -704,13 +705,14 @@ def main(cases: int, seed: int, names=tuple(ACTIVITIES)) -> list[dict]:
         seed: Says which.
         names: Activities.
     """
-    with tempfile.TemporaryDirectory(prefix="mf-zoo-faults-") as root:
-        harness = Harness(seed, pathlib.Path(root).resolve())
-        if not harness.strace:
-            print("skipped: kills and errors at calls that write, which need strace", flush=True)
-        if not harness.mounts:
-            print("skipped: small disks, which need the right to mount", flush=True)
-        with _server(harness.root):
+    with tempfile.TemporaryDirectory(prefix="mf-zoo-faults-") as name:
+        root = pathlib.Path(name).resolve()
+        with _server(root):
+            harness = Harness(seed, root)
+            if not harness.strace:
+                print("skipped: kills and errors at chosen calls, which need strace", flush=True)
+            if not harness.mounts:
+                print("skipped: small disks, which need the right to mount", flush=True)
             rows = harness.run(names, cases)
     kills = [row for row in rows if "kill" in row["fault"]]
     print(
