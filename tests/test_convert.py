@@ -32,7 +32,6 @@ PEERS = [
             ("PreActResNet110", "", {}, "preresnet", "preresnet110_cifar10", {}),
             ("ResNeXt29_32x4d", "", {"classes": 100}, "resnext", "resnext29_32x4d_cifar100", {}),
             ("ResNeXt29_8x64d", "", {}, "resnext", "get_resnext_cifar", {"bottleneck_width": 64}),
-            ("ResNeXt29_16x64d", "", {}, "resnext", "resnext29_16x64d_cifar10", {}),
         ]
     ),
 ]

@@ -466,6 +466,7 @@ def test_statistics_of_bad_images_change_nothing():
 # Growth.
 
 
+@pytest.mark.once_on_torch
 def test_growing_in_a_training_of_ones_own():
     stage = MeanFieldStage(BasicBlock(4), 2, activation="relu", name="stage")
     model = keras.Sequential(

@@ -233,7 +233,14 @@ def assert_close(received, expected):
         np.testing.assert_allclose(new, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# Adam is what AdamW is without decay, and SGD what MeanFieldSGD is without stages.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.once_on_torch) for name in ("sgd", "adam")),
+        *("adamw", "MeanFieldSGD"),
+    ],
+)
 def test_everything_that_an_optimizer_can_be_given(name):
     found = {}
     for case, arguments in ARGUMENTS.items():

@@ -311,6 +311,7 @@ def _process(signal_name, when, *arguments, **options):
     )
 
 
+@pytest.mark.once_on_torch
 def test_a_grown_run_killed_and_resumed_ends_with_the_same_weights(
     grown, cifar10_dir, tmp_path, capsys
 ):

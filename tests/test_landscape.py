@@ -29,6 +29,7 @@ def _lift(x):
     return np.concatenate([x, np.ones_like(x[:, :1]), np.zeros_like(x[:, :1])], 1)
 
 
+@pytest.mark.once_on_torch
 @pytest.mark.parametrize("kind", [MeanFieldStage, ShallowStage])
 def test_each_network_is_a_stage_and_trains_as_one(kind):
     """Two networks side by side against two models of stages, after two steps of `fit`."""

@@ -441,6 +441,7 @@ def linear(matrices, times):
     return model, x.astype("float32"), y, parts()
 
 
+@pytest.mark.once_on_torch
 def test_parts_of_the_gradient_against_all_paths():
     matrices = np.random.default_rng(2).normal(size=(4, 2, 2))
     model, x, y, (expected, singles) = linear(matrices, [0.3, 2.5, 1.1, 3.9])

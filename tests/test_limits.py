@@ -48,6 +48,7 @@ def _by_hand(x, y, inner, outer, width, alpha, steps, rate):
     return found
 
 
+@pytest.mark.once_on_torch
 def test_the_stage_does_what_a_loop_in_numpy_does():
     x, y, mean = limits._problem(3, 5, seed=1)
     networks = [1, 4, 2]

@@ -101,6 +101,7 @@ def test_the_examples_of_the_pages_run_as_written(page, tmp_path, monkeypatch, r
             exec(code, names)
 
 
+@pytest.mark.once_on_torch
 def test_the_examples_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
