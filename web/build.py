@@ -7,6 +7,7 @@ plain files, which any web server can serve at any address, without a network.
 """
 
 import argparse
+import functools
 import itertools
 import shutil
 import subprocess
@@ -116,8 +117,10 @@ class Builder:
         augment = data.Augmentation(padding=4, flip=True)  # as it was trained
         self.batches = data.batches(*some, batch_size, augment=augment, seed=0)
 
-    def resized(self, particles: tuple[int, ...]) -> keras.Model:
-        """The network with other numbers of particles, and statistics that fit them."""
+    @functools.cache  # noqa: B019  # a builder lives as long as the command
+    def at(self, layers_: int) -> keras.Model:
+        """The network with another number of layers, and statistics that fit it."""
+        particles = particles_at(self.architecture, layers_)
         if particles == self.architecture.particles:
             return self.network
         images = self.images[::2].astype("float32")
@@ -131,8 +134,7 @@ class Builder:
         Raises:
             UserError: If the file does not compute what the network does.
         """
-        particles = particles_at(self.architecture, layers_)
-        network = self.resized(particles)
+        network = self.at(layers_)
         model = observed(network)
         path = folder / f"{layers_}.onnx"
         deploy.export(model, path, "onnx", overwrite=True)
@@ -212,25 +214,16 @@ def run(path: Path, images: np.ndarray) -> Mapping[str, np.ndarray]:
     return dict(zip(names, session.run(names, given), strict=True))
 
 
-def build(
-    output: Path,
-    networks: Sequence[str] = ("MFResNet20:cifar10",),
-    depths: Sequence[int] = DEPTHS,
-    data_dir: Path | None = None,
-) -> dict[str, Any]:
+def build(output: Path, builders: Sequence[Builder], depths: Sequence[int] = DEPTHS) -> None:
     """Builds the page.
 
     Args:
         output: Folder, which is made; files in it are replaced.
-        networks: Registered weights, each `NETWORK:NAME`.
+        builders: One for each network.
         depths: Numbers of layers.
-        data_dir: As of `Builder`.
-
-    Returns:
-        What is in `networks.json`, which the page reads.
 
     Raises:
-        UserError: Without npm, and for weights, depths or data that there are not.
+        UserError: Without npm, for depths that there are not, or if a file cannot be written.
     """
     source = runtime()
     with user_errors():
@@ -238,13 +231,8 @@ def build(
         shutil.copytree(HERE / "page", output, dirs_exist_ok=True)
         for name in RUNTIME:
             shutil.copyfile(source / name, output / name)
-        found = []
-        for pair in networks:
-            model, _, name = pair.partition(":")
-            found.append(Builder(model, name, data_dir).build(depths, output))
-        manifest = {"networks": found}
-        files.write_json(output / "networks.json", manifest)
-    return manifest
+        found = [builder.build(depths, output) for builder in builders]
+        files.write_json(output / "networks.json", {"networks": found})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -263,7 +251,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        build(options.output, options.networks, options.depths, options.data_dir)
+        with user_errors():
+            pairs = [pair.partition(":") for pair in options.networks]
+            builders = [Builder(model, name, options.data_dir) for model, _, name in pairs]
+        build(options.output, builders, options.depths)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -41,8 +41,9 @@ async function chooseNetwork(index) {
 
 function chooseSample(number) {
   const { classes, images } = network;
-  const name = `test image ${number + 1}: ${classes[images.labels[number]]}`;
-  return chooseImage({ pixels: samples[number], side: images.side, name });
+  const truth = classes[images.labels[number]];
+  const name = `test image ${number + 1}: ${truth}`;
+  return chooseImage({ pixels: samples[number], side: images.side, name, truth });
 }
 
 async function chooseFile(file) {
@@ -85,7 +86,8 @@ async function update() {
     outputs = found;
     const [best] = showTop(byId("top"), outputs.scores.data, network.classes);
     show();
-    byId("status").textContent = `Depth ${depth.depth}: ${best.name}, ${percent(best.score)}`;
+    const verdict = image.truth ? (image.truth === best.name ? " (right)" : " (wrong)") : "";
+    byId("status").textContent = `At depth ${depth.depth}: ${best.name}, ${percent(best.score)}${verdict}`;
   } catch (error) {
     if (mine === turn) byId("status").textContent = `This did not work: ${error.message}`;
   }

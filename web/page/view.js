@@ -72,7 +72,6 @@ export function showTable(body, depths, count) {
     ...depths.map(({ depth, stages, right, bytes }) => {
       const cells = [
         stages.map(({ blocks }) => blocks.length).join(", "),
-        `${count - right} of ${count}`,
         percent(1 - right / count),
         `${(bytes / 1e6).toFixed(1)} MB`,
       ].map((text) => element("td", {}, text));
