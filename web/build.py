@@ -22,7 +22,7 @@ from keras import ops
 
 import mf_zoo
 from benchmarks.depth import particles_at
-from mf_zoo import applications, data, deploy, depth, files, layers, weights
+from mf_zoo import applications, data, files, weights
 from mf_zoo.deploy.export import TOLERANCE
 from mf_zoo.errors import UserError, user_errors
 
@@ -71,7 +71,7 @@ def observed(model: keras.Model) -> keras.Model:
     inside = mf_zoo.features(model, ["*/*", model.layers[-1].name])
     found = inside.output
     outputs = {"scores": found[model.layers[-1].name]}
-    for stage in layers.stages(model):
+    for stage in mf_zoo.layers.stages(model):
         names = [f"{stage.name}/{place}" for place in ("entry", *range(stage.num_particles))]
         states = [found[name] for name in names]
         changes = [after - before for before, after in itertools.pairwise(states)]
@@ -118,26 +118,26 @@ class Builder:
         self.batches = data.batches(*some, batch_size, augment=augment, seed=0)
 
     @functools.cache  # noqa: B019  # a builder lives as long as the command
-    def at(self, layers_: int) -> keras.Model:
+    def at(self, depth: int) -> keras.Model:
         """The network with another number of layers, and statistics that fit it."""
-        particles = particles_at(self.architecture, layers_)
+        particles = particles_at(self.architecture, depth)
         if particles == self.architecture.particles:
             return self.network
         images = self.images[::2].astype("float32")
-        other = depth.resize(self.network, particles, coarsen="merge_updates", images=images)
-        depth.recalibrate(other, self.batches)
+        other = mf_zoo.depth.resize(self.network, particles, coarsen="merge_updates", images=images)
+        mf_zoo.depth.recalibrate(other, self.batches)
         return other
 
-    def write(self, layers_: int, folder: Path) -> dict[str, Any]:
+    def write(self, depth: int, folder: Path) -> dict[str, Any]:
         """Writes the network of some depth, checks the file, and returns what the page says of it.
 
         Raises:
             UserError: If the file does not compute what the network does.
         """
-        network = self.at(layers_)
+        network = self.at(depth)
         model = observed(network)
-        path = folder / f"{layers_}.onnx"
-        deploy.export(model, path, "onnx", overwrite=True)
+        path = folder / f"{depth}.onnx"
+        mf_zoo.deploy.export(model, path, "onnx", overwrite=True)
         outputs = run(path, self.images)
         some = slice(None, None, 10)
         for name, expected in model.predict(self.images[some], verbose=0).items():
@@ -148,7 +148,7 @@ class Builder:
                     f"{difference:.3g} in {name}, of up to {np.abs(expected).max():.3g}"
                 )
         return {
-            "depth": layers_,
+            "depth": depth,
             "trained": network is self.network,
             "file": f"{folder.name}/{path.name}",
             "bytes": path.stat().st_size,
@@ -163,7 +163,7 @@ class Builder:
                     ],
                 }
                 for stage, filters in zip(
-                    layers.stages(network), self.architecture.channels, strict=True
+                    mf_zoo.layers.stages(network), self.architecture.channels, strict=True
                 )
             ],
         }
@@ -174,11 +174,11 @@ class Builder:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_atomically(folder / "images.png", self._write_images)
         found = []
-        for layers_ in sorted(depths):
-            found.append(self.write(layers_, folder))
+        for depth in sorted(depths):
+            found.append(self.write(depth, folder))
             right, size = found[-1]["right"], found[-1]["bytes"]
             print(
-                f"{self.title}: depth {layers_}, {size / 1e6:.1f} MB, "
+                f"{self.title}: depth {depth}, {size / 1e6:.1f} MB, "
                 f"{len(self.labels) - right} of {len(self.labels)} sample images wrong",
                 flush=True,
             )

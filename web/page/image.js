@@ -2,7 +2,7 @@
 // As mf_zoo.data.read_image does: transparent parts on white, the middle cut out, and scaled by
 // the antialiased bicubic filter of Pillow, which the scaling of a canvas is not.
 
-const LARGEST = 4096; // pixels of a side; larger images are first scaled by the canvas
+const LARGEST = 2048; // pixels of a side; larger images are first scaled by the canvas
 
 /** The pixels of a file that somebody chose. */
 export async function fromFile(file, side) {
@@ -16,6 +16,7 @@ export async function fromFile(file, side) {
   const width = Math.max(1, Math.round(bitmap.width * shrink));
   const height = Math.max(1, Math.round(bitmap.height * shrink));
   const context = canvas(width, height);
+  context.imageSmoothingQuality = "high";
   context.fillStyle = "white";
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0, width, height);

@@ -7,14 +7,15 @@ import { element, percent, showBlocks, showTable, showTop } from "./view.js";
 const byId = (id) => document.getElementById(id);
 const main = document.querySelector("main");
 
-let networks, network, samples, image, outputs;
+let networks, network, samples, image;
+let latest; // the depth whose outputs are shown, and these
 let turn = 0; // of the newest run: what older ones find comes too late
 
 async function chooseNetwork(index) {
-  network = networks[index];
-  const { images, depths, classes, statistics } = network;
+  const { images, depths, classes, statistics } = networks[index];
   const count = images.labels.length;
   samples = await fromSprite(images.file, count, images.columns, images.side);
+  network = networks[index];
   byId("samples").querySelector("div").replaceChildren(
     ...samples.map((pixels, number) => {
       const label = `image ${number + 1}, ${classes[images.labels[number]]}`;
@@ -54,7 +55,7 @@ async function chooseFile(file) {
     document.querySelectorAll("[name=sample]").forEach((input) => (input.checked = false));
     await chooseImage({ pixels, side, name: file.name });
   } catch (error) {
-    byId("status").textContent = error.message;
+    fail(error);
   }
 }
 
@@ -81,26 +82,32 @@ async function update() {
     byId("status").textContent = `Loading the network of depth ${depth.depth} (${size}) ...`;
   }
   try {
-    const found = await run(depth.file, image);
+    const outputs = await run(depth.file, image);
     if (mine !== turn) return;
-    outputs = found;
+    latest = { depth, outputs };
     const [best] = showTop(byId("top"), outputs.scores.data, network.classes);
     show();
     const verdict = image.truth ? (image.truth === best.name ? " (right)" : " (wrong)") : "";
     byId("status").textContent = `At depth ${depth.depth}: ${best.name}, ${percent(best.score)}${verdict}`;
   } catch (error) {
-    if (mine === turn) byId("status").textContent = `This did not work: ${error.message}`;
+    if (mine === turn) fail(error);
   }
   if (mine === turn) main.setAttribute("aria-busy", "false");
 }
 
+function fail(error) {
+  byId("status").textContent = `This did not work. ${error.message}`;
+}
+
 function show() {
   const shown = document.querySelector("[name=shown]:checked").value;
-  showBlocks(byId("stages"), network.depths[byId("depth").value], outputs, shown);
+  if (latest) showBlocks(byId("stages"), latest.depth, latest.outputs, shown);
 }
 
 function listen() {
-  byId("network").addEventListener("change", (event) => chooseNetwork(event.target.value));
+  byId("network").addEventListener("change", (event) =>
+    chooseNetwork(event.target.value).catch(fail),
+  );
   byId("samples").addEventListener("change", (event) => chooseSample(Number(event.target.value)));
   byId("file").addEventListener("change", (event) => chooseFile(event.target.files[0]));
   byId("depth").addEventListener("input", update);
@@ -121,5 +128,5 @@ try {
   await chooseNetwork(0);
   listen();
 } catch (error) {
-  byId("status").textContent = `This page cannot be shown: ${error.message}`;
+  fail(error);
 }

@@ -43,7 +43,7 @@ export function showBlocks(parent, depth, outputs, shown) {
       };
       const blocks = element("ol", { className: "blocks" });
       if (count > stage.blocks.length) {
-        blocks.append(tile(picture(0), "what enters the stage", "enters"));
+        blocks.append(tile(picture(0), "what enters the stage", "input"));
       }
       stage.blocks.forEach((block, position) => {
         const name = `block ${position + 1}`;
@@ -51,7 +51,8 @@ export function showBlocks(parent, depth, outputs, shown) {
         const item = tile(picture(position + count - stage.blocks.length), what, name);
         item.append(
           element("span", { className: "hint" }, `particle ${block.particle}`),
-          element("span", { className: "hint" }, `t ${fixed(block.time)}, dt ${fixed(block.step)}`),
+          // No line ends between a name and its value.
+          element("span", { className: "hint" }, `t\u00a0${fixed(block.time)}, dt\u00a0${fixed(block.step)}`),
           bar(sizes[position]),
           element("span", { className: "number" }, percent(sizes[position])),
         );
