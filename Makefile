@@ -113,6 +113,13 @@ readme: $(VENV)/.demo
 	@$(BIN)/mf-zoo demo --picture docs/demo.png
 	@$(BIN)/python -m docs.update_readme
 
+# The page that runs networks in the browser, for the site of the documentation: docs/browser.md.
+.PHONY: docs-browser
+docs-browser: $(VENV)/.test
+	@if command -v npm > /dev/null; then \
+	  $(BIN)/python -m web.build --output build/site/browser $(BROWSER_ARGS); \
+	else echo "docs-browser is skipped: no npm, which brings onnxruntime-web"; fi
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
