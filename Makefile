@@ -114,5 +114,5 @@ readme: $(VENV)/.demo
 	@$(BIN)/python -m docs.update_readme
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png demo.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -45,7 +45,8 @@ body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 76rem; background: #f
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem;
   border-top: 1px solid var(--line); overflow-wrap: anywhere; }
-h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; overflow-wrap: anywhere; }
+h3 { font-size: 1.1rem; margin: 1.5rem 0 .25rem; overflow-wrap: anywhere; }
+h4 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 p, summary, dd, figcaption { overflow-wrap: anywhere; max-width: 48rem; }
 a { color: #0b5394; }
 :focus-visible { outline: 3px solid #d55e00; outline-offset: 2px; }
@@ -77,6 +78,7 @@ figcaption { font-weight: 600; font-size: .95rem; }
   image-rendering: pixelated; background: var(--soft); display: block; }
 .images li { font-size: .85rem; line-height: 1.3; overflow-wrap: anywhere; }
 footer { margin-top: 3rem; color: #555c66; font-size: .9rem; }
+@media (max-width: 36rem) { dl { display: block; } dd { margin: 0 0 .5rem; } }
 @media print { nav, .player button, .player input, .modebar-container { display: none !important; }
   figure, tr, .images li { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 </style>
@@ -240,7 +242,7 @@ def table(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],
     marked: Iterable[bool] = (),
-    numbers: bool = False,
+    numbers: int = 0,
 ) -> str:
     """A table of texts, whose first column heads its rows.
 
@@ -248,23 +250,30 @@ def table(
         header: Names of the columns.
         rows: For each row its cells.
         marked: For each row whether it has another ground.
-        numbers: Whether all other columns are numbers.
+        numbers: How many columns, the last ones, are numbers.
     """
-    kind = ' class="number"' if numbers else ""
+    kinds = [""] * (len(header) - numbers) + [' class="number"'] * numbers
     head = "".join(
-        f'<th scope="col"{kind if k else ""}>{html.escape(name)}</th>'
-        for k, name in enumerate(header)
+        f'<th scope="col"{kind}>{html.escape(name)}</th>'
+        for name, kind in zip(header, kinds, strict=True)
     )
     body = []
     for row, mark in itertools.zip_longest(rows, marked, fillvalue=False):
         first, *rest = (html.escape(cell) for cell in row)
-        cells = "".join(f"<td{kind}>{cell}</td>" for cell in rest)
+        cells = "".join(
+            f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True)
+        )
         changed = ' class="changed"' if mark else ""
         body.append(f'<tr{changed}><th scope="row">{first}</th>{cells}</tr>')
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def heading(level: int, text: str) -> str:
+    """A heading within a section."""
+    return f"<h{level}>{html.escape(text)}</h{level}>"
 
 
 def fold(summary: str, content: str) -> str:

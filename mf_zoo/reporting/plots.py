@@ -74,7 +74,8 @@ def curves(runs: Sequence["Run"]) -> dict[str, "Figure"]:
     }
     figures = {}
     for title, (label, columns) in parts.items():
-        figure = new_figure(340, xaxis_title="epoch", yaxis_title=label)
+        epochs = (int(row["epoch"]) for run in runs for row in run.history)
+        figure = new_figure(340, xaxis=_whole({"title": "epoch"}, epochs), yaxis_title=label)
         for (k, run), (kind, column) in itertools.product(enumerate(runs), columns.items()):
             found = column if callable(column) else _column(column)
             points = [(int(row["epoch"]), found(row)) for row in run.history]
@@ -109,15 +110,24 @@ def _stacked(stages: Iterable["StageHistory"], label: str, height: int) -> "Figu
     from plotly.subplots import make_subplots
 
     stages = list(stages)
-    figure = new_figure(height * len(stages) + 60)
     axes = make_subplots(rows=len(stages), cols=1, shared_xaxes=True, vertical_spacing=0.04)
-    figure.update_layout(axes.layout)
+    figure = new_figure(height * len(stages) + 60, **_without_template(axes.layout))
     for k, stage in enumerate(stages, 1):
         figure.layout[f"yaxis{k}"].title.text = f"{html.escape(stage.name)}: {label}"
         figure.layout[f"yaxis{k}"].title.font = {"size": 12}
+    figure.update_xaxes(_whole({}, (epoch for stage in stages for epoch in stage.epochs)))
     figure.layout[f"xaxis{len(stages)}"].title.text = "epoch"
     figure.layout.showlegend = False
     return figure
+
+
+def _without_template(layout: Any) -> dict[str, Any]:
+    return {key: value for key, value in layout.to_plotly_json().items() if key != "template"}
+
+
+def _whole(axis: dict[str, Any], epochs: Iterable[int]) -> dict[str, Any]:
+    """An axis of epochs, without ticks between two of a few."""
+    return {**axis, "dtick": 1} if len(set(epochs)) <= 12 else axis
 
 
 def _axes(k: int) -> dict[str, str]:

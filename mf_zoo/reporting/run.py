@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mf_zoo import files, visualize, weights
+from mf_zoo import applications, files, visualize, weights
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.training import runs
 
@@ -52,8 +52,9 @@ class Run:
         result = files.read_json(folder / runs.RESULT, "result")
         facts = {**config, "recipe": config["recipe"]["name"]} if result is None else result
         with user_errors():
-            has_times = files.read_rows(folder / runs.TIMES, "times", growing=True)
-            stages = visualize.read(folder) if has_times else {}
+            recorded = files.read_rows(folder / runs.TIMES, "times", growing=True)
+            learned = applications.network(config["model"]).mean_field
+            stages = visualize.read(folder) if recorded and learned else {}
         return cls(
             name or folder.resolve().name,
             folder,
@@ -76,8 +77,8 @@ class Run:
         place = record_file(record)
         times = place.with_name(f"{record.stem}.{runs.TIMES}")
         with user_errors():
-            has_times = files.read_rows(times, "times")
-            stages = visualize.read(times) if has_times else {}
+            learned = applications.network(record.model).mean_field
+            stages = visualize.read(times) if learned else {}
         return cls(
             f"{record.model}, {record.name}",
             place,

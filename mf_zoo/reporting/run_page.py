@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mf_zoo import applications, data, files
+from mf_zoo import __version__, applications, data, files
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.reporting import page, plots
 from mf_zoo.reporting.page import Page
@@ -116,7 +116,7 @@ def write_page(
     first = found[0]
     title = f"{len(found)} runs" if several else f"{first.facts['model']} on {_title(first)}"
     header = "" if several else page.facts(_header(first, output))
-    made = page.Page(title, header, page.paragraph("Made by mf-zoo report."))
+    made = page.Page(title, header, page.paragraph(f"Made by mf_zoo {__version__}."))
     if several:
         made.add("Comparison", _comparison(found, measured), _pairs(found, measured))
     settled = [run for run in found if run.config is not None]
@@ -136,12 +136,18 @@ def write_page(
     else:
         made.add("Error, loss and learning rate", page.paragraph("No epoch is finished yet."))
     for run, answers in zip(found, measured, strict=True):
-        of_run = f" of {run.name}" if several else ""
-        made.add(f"Depth order{of_run}", *_depth(made, run))
-        made.add(f"Predictions{of_run}", *_answers(made, run, answers))
-    if several:
-        for run in found:
-            made.add(f"About {run.name}", page.facts(_header(run, output)))
+        if several:
+            made.add(
+                run.name,
+                page.facts(_header(run, output)),
+                page.heading(3, "Depth order"),
+                *_depth(made, run),
+                page.heading(3, "Predictions"),
+                *_answers(made, run, answers, 4),
+            )
+        else:
+            made.add("Depth order", *_depth(made, run))
+            made.add("Predictions", *_answers(made, run, answers, 3))
     made.write(output)
 
 
@@ -286,8 +292,8 @@ def _depth(made: Page, run: Run) -> list[str]:
 # --- Predictions -----------------------------------------------------------------------------
 
 
-def _answers(made: Page, run: Run, answers: "Predictions | None") -> list[str]:
-    """Confusion matrix, calibration and worst-confused images."""
+def _answers(made: Page, run: Run, answers: "Predictions | None", level: int) -> list[str]:
+    """Confusion matrix, calibration and worst-confused images, under headings of a level."""
     if answers is None:
         why = (
             "The confusion matrix, the calibration and the worst-confused images need the images: "
@@ -309,7 +315,7 @@ def _answers(made: Page, run: Run, answers: "Predictions | None") -> list[str]:
             f"{int(answers.correct.sum()):,} are right, the error is {measured.error:.2f} %."
         ),
         '<div class="wide"><div>',
-        "<h3>Confusion matrix</h3>",
+        page.heading(level, "Confusion matrix"),
         made.figure(plots.confusion(answers), "Number of images by true and predicted class"),
     ]
     if confused:
@@ -321,14 +327,14 @@ def _answers(made: Page, run: Run, answers: "Predictions | None") -> list[str]:
     confidence = 100 * float(answers.confidence.mean())
     parts += [
         "</div><div>",
-        "<h3>Calibration</h3>",
+        page.heading(level, "Calibration"),
         page.paragraph(
             f"The expected calibration error (ECE) is {measured.ece:.2f} %. The mean confidence is "
             f"{confidence:.2f} %, the accuracy {measured.top1:.2f} %."
         ),
         made.figure(plots.reliability(answers), "Right answers by confidence, in 15 bins"),
         "</div></div>",
-        "<h3>Worst-confused images</h3>",
+        page.heading(level, "Worst-confused images"),
         _worst(answers),
     ]
     return parts
@@ -373,7 +379,7 @@ def _comparison(found: Sequence[Run], measured: "Sequence[Predictions | None]") 
             ]
         )
     header = ["run", "model", "state", "error in %", "loss", "ECE in %", "swaps", "seconds"]
-    return page.table([*header, "parameters"], rows, numbers=True)
+    return page.table([*header, "parameters"], rows, numbers=6)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -402,8 +408,8 @@ def _pairs(found: Sequence[Run], measured: "Sequence[Predictions | None]") -> st
         rows.append(row)
     header = ["mean-field and plain", "difference of errors in points"]
     header += ["only mean-field right", "only plain right", "p (McNemar)"]
-    parts = ["<h3>Mean-field networks and their plain twins</h3>"]
-    parts.append(page.table(header, rows, numbers=True))
+    parts = [page.heading(3, "Mean-field networks and their plain twins")]
+    parts.append(page.table(header, rows, numbers=4))
     if any(measured[k] is None for pair in twins for k in pair):
         said = "Which images only one of the two gets right needs the images: "
         parts.append(page.paragraph(said + "mf-zoo report RUN... --output FILE --data-dir D."))
