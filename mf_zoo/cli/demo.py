@@ -85,7 +85,11 @@ def _write_page(
         print(f"no page: {error}")
         return
     answers = Predictions(
-        measure(probabilities, labels), images, labels, names, "test images of the package"
+        measure(probabilities, labels),
+        images,
+        labels,
+        names,
+        "test images that come with the package",
     )
     run = Run.of_record(weights.get(options.model, "cifar10"))
     run_page.write_page([run], [answers], options.page)

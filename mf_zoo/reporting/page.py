@@ -25,6 +25,7 @@ _POLICY = (
 )
 _CONFIG = {
     "displaylogo": False,
+    "showSendToCloud": False,  # a button that would upload the figure
     "responsive": True,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
 }
@@ -60,8 +61,9 @@ table { border-collapse: collapse; font-size: .92rem; }
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 tr.changed > * { background: var(--mark); }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; max-width: 24rem; }
 figure { margin: 1rem 0; min-width: 0; }
 figcaption { font-weight: 600; font-size: .95rem; }
 .wide { display: grid; gap: 0 1.5rem;
@@ -181,7 +183,7 @@ class Page:
                 f"data-said={_attribute(list(said))}>"
                 '<button type="button">Play</button>'
                 f'<input type="range" min="0" max="{last}" value="{last}" aria-label="Epoch">'
-                f"<output>{html.escape(said[-1])}</output></div>\n"
+                f'<output aria-live="off">{html.escape(said[-1])}</output></div>\n'
             )
         return f"<figure>\n<figcaption>{text}</figcaption>\n{player}{plot}\n</figure>"
 
