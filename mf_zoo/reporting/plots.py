@@ -111,7 +111,10 @@ def _stacked(stages: Iterable["StageHistory"], label: str, height: int) -> "Figu
 
     stages = list(stages)
     axes = make_subplots(rows=len(stages), cols=1, shared_xaxes=True, vertical_spacing=0.04)
-    figure = new_figure(height * len(stages) + 60, **_without_template(axes.layout))
+    # Above there is room for Plotly's buttons.
+    margin = {"l": 56, "r": 12, "t": 32, "b": 48}
+    layout = _without_template(axes.layout)
+    figure = new_figure(height * len(stages) + 80, margin=margin, **layout)
     for k, stage in enumerate(stages, 1):
         figure.layout[f"yaxis{k}"].title.text = f"{html.escape(stage.name)}: {label}"
         figure.layout[f"yaxis{k}"].title.font = {"size": 12}
