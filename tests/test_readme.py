@@ -168,6 +168,7 @@ def test_the_demo_tells_the_truth(tmp_path, capsys):
     assert len(stages(model)) == 3 and '<input type="range" min="0" max="40"' in text
 
 
+@pytest.mark.once_on_torch
 def test_the_demo_without_plotly_says_so_and_ends(tmp_path, capsys, monkeypatch):
     import argparse
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's, which people with any colour vision tell apart; without the yellow and black.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")
-_INK, _LIGHT = "#1b1f24", "#c4c9d0"
+_INK = "#1b1f24"
+_ON_COLORS = ("white", "white", "white", _INK, _INK, _INK, "white")  # of text on them
 MOST_FRAMES = 500
 _LABELLED = 20  # of so many classes at most, a confusion matrix has room for numbers
 
@@ -203,7 +204,10 @@ def _heads(stage: "StageHistory", swaps: np.ndarray, epoch: int) -> dict[str, An
         "x": [epoch] * n,
         "y": times,
         "text": [str(i) for i in range(n)],
-        "textfont": {"color": "white", "size": size - 7},
+        "textfont": {
+            "color": [_ON_COLORS[i % len(_ON_COLORS)] for i in range(n)],
+            "size": size - 7,
+        },
         "customdata": [None if np.isnan(place) else int(place) for place in places],
         "hovertemplate": "particle %{text}, time %{y:.3f}, place %{customdata} in the order"
         "<extra></extra>",

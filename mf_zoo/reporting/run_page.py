@@ -79,10 +79,11 @@ def _measured(run: Run, data_dir: Path) -> "Predictions | None":
 
     weights = run.place / runs.WEIGHTS
     with user_errors():
-        if files.sha256(weights) != run.facts["sha256"]:
+        found = files.sha256(weights) if weights.is_file() else "no file"
+        if found != run.facts["sha256"]:
             raise UserError(
-                f"The weights of a run must be those that its {runs.RESULT} names. "
-                f"Received: {weights} with another sha256"
+                f"The weights of a finished run, {weights}, must be those that its {runs.RESULT} "
+                f"names by their sha256. Received: {found}"
             )
         evaluation = evaluate_weights(run.place, weights, data_dir=data_dir)
         settings = RunSettings.from_dict(run.config)
@@ -428,6 +429,8 @@ def _twins(found: Sequence[Run], i: int) -> Iterator[int]:
 
 
 def _alike(one: Run, two: Run) -> bool:
+    if one.config is None or two.config is None:  # a record does not have all settings
+        return False
     without = recipes.fields("stage", "times")
 
     def rest(values: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
