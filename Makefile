@@ -121,5 +121,5 @@ docs-browser: $(VENV)/.test
 	else echo "docs-browser is skipped: no npm, which brings onnxruntime-web"; fi
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png demo.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

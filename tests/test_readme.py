@@ -147,8 +147,8 @@ def test_other_classes_keep_the_body_and_start_a_fresh_head():
 def test_the_demo_tells_the_truth(tmp_path, capsys):
     from mf_zoo.cli import main
 
-    picture = tmp_path / "demo.png"
-    assert main(["demo", "--picture", str(picture)]) == 0
+    picture, page = tmp_path / "demo.png", tmp_path / "demo.html"
+    assert main(["demo", "--picture", str(picture), "--page", str(page)]) == 0
     out = capsys.readouterr().out
     images, labels = data.sample("cifar10")
     model = applications.MFResNet20(weights="cifar10")
@@ -162,6 +162,25 @@ def test_the_demo_tells_the_truth(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     before, after = (float(e) for e in re.findall(r"error ([\d.]+) %", out))
     assert after < before
+    assert out.splitlines()[-1].endswith(str(page))
+    text = page.read_text(encoding="utf-8")
+    assert f"Measured on 200 images: test images that come with the package. {right} are" in text
+    assert text.count('alt="') == min(200 - right, 24)
+    assert len(stages(model)) == 3 and '<input type="range" min="0" max="40"' in text
+
+
+@pytest.mark.once_on_torch
+def test_the_demo_without_plotly_says_so_and_ends(tmp_path, capsys, monkeypatch):
+    import argparse
+
+    from mf_zoo.cli import demo
+
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.delitem(sys.modules, "plotly.graph_objects", raising=False)
+    options = argparse.Namespace(model="MFResNet20", page=tmp_path / "demo.html")
+    demo._write_page(options, np.full((200, 10), 0.1), *data.sample(), data.class_names("cifar10"))
+    assert "no page: Reports of runs need plotly: pip install" in capsys.readouterr().out
+    assert not options.page.exists()
 
 
 def test_the_demo_names_a_model_without_weights(capsys):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mf_zoo.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -19,14 +21,15 @@ def add_parser(commands: Any) -> None:
         "--model", default="MFResNet20", help="one with cifar10 weights (default: MFResNet20)"
     )
     parser.add_argument("--picture", type=Path, default=Path("demo.png"), metavar="FILE")
+    parser.add_argument("--page", type=Path, default=Path("demo.html"), metavar="FILE")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Classifies the embedded CIFAR-10 images, draws a picture and fine-tunes for a few steps.
+    """Classifies the embedded CIFAR-10 images, fine-tunes for a few steps, writes picture and page.
 
     Args:
-        options: `model` and `picture`, as `add_parser` declares them.
+        options: `model`, `picture` and `page`, as `add_parser` declares them.
 
     Raises:
         mf_zoo.errors.UserError: For a model without weights, or where no picture can be made.
@@ -43,7 +46,8 @@ def run(options: argparse.Namespace) -> None:
     with user_errors():
         model = applications.get(options.model)(weights="cifar10")
     print(f'{options.model}(weights="cifar10") on {len(images)} real test images')
-    predictions = model.predict(images, verbose=0).argmax(1)
+    probabilities = model.predict(images, verbose=0)
+    predictions = probabilities.argmax(1)
     right = int((predictions == labels).sum())
     print(f"  right: {right} of {len(images)}, accuracy {100 * right / len(images):.1f} %")
     print("depth order (particle @ time, step size):")
@@ -58,6 +62,38 @@ def run(options: argparse.Namespace) -> None:
     _draw(options.picture, images, labels, predictions, names, stages(model))
     print(f"picture: {options.picture}")
     _fine_tune(options, images, labels, names)
+    _write_page(options, probabilities, images, labels, names)
+
+
+def _write_page(
+    options: argparse.Namespace,
+    probabilities: "np.ndarray",
+    images: "np.ndarray",
+    labels: "np.ndarray",
+    names: Sequence[str],
+) -> None:
+    """The report of the training that made the weights, and of their answers to the images."""
+    from mf_zoo import weights
+    from mf_zoo.reporting import plots, run_page
+    from mf_zoo.reporting.predictions import Predictions
+    from mf_zoo.reporting.run import Run
+    from mf_zoo.training.evaluation import measure
+
+    try:
+        plots.graph_objects()
+    except UserError as error:
+        print(f"no page: {error}")
+        return
+    answers = Predictions(
+        measure(probabilities, labels),
+        images,
+        labels,
+        names,
+        "test images that come with the package",
+    )
+    run = Run.of_record(weights.get(options.model, "cifar10"))
+    run_page.write_page([run], [answers], options.page)
+    print(f"page, for any browser: {options.page}")
 
 
 def _draw(
@@ -73,7 +109,6 @@ def _draw(
     import numpy as np
 
     from mf_zoo import files
-    from mf_zoo.errors import UserError
     from mf_zoo.layers import quadrature
 
     try:

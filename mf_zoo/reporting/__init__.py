@@ -1,4 +1,4 @@
-"""Reporting: tables and pictures from the results of campaigns, and cards of weights."""
+"""Reporting: tables and pictures of campaigns, pages about runs, and cards of weights."""
 
 from mf_zoo import lazy
 
@@ -12,6 +12,7 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "markdown": "report",
         "model_card": "card",
         "read_results": "cell",
+        "run_report": "run_page",
         "t_interval": "statistics",
     },
 )

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and Student's interval of a few numbers."""
+"""Mean, standard deviation, Student's interval and McNemar's test of a few numbers."""
 
 import math
 import statistics
@@ -59,3 +59,28 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean, half = statistics.fmean(values), t_975(len(values) - 1) * spread / math.sqrt(len(values))
     return mean - half, mean + half
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact p-value of McNemar's test: whether two classifiers are right equally often.
+
+    Of the images that only one of the two gets right, each is the first one's with probability 1/2
+    if they are: a two-sided binomial test (McNemar, *Note on the sampling error of the difference
+    between correlated proportions or percentages*, Psychometrika 1947).
+
+    Args:
+        only_first: Number of images that only the first gets right.
+        only_second: Number of images that only the second gets right.
+
+    Returns:
+        The p-value, 1 where there are no such images.
+
+    Example:
+
+    >>> mcnemar(0, 4)  # 2 / 2^4
+    0.125
+    """
+    from scipy.special import bdtr  # here, for its import takes long
+
+    fewer, both = min(only_first, only_second), only_first + only_second
+    return min(1.0, 2 * float(bdtr(fewer, both, 0.5)))

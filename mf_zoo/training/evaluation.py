@@ -201,6 +201,35 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
     >>> round(calibration_error(np.array([0.9, 0.9]), np.array([True, False])), 6)
     40.0
     """
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    bin_of = _bin_of(confidence, bins)
     gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
     return 100 * float(np.abs(gaps).sum() / len(confidence))
+
+
+def calibration_bins(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = 15
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what a reliability diagram shows, of the bins of `calibration_error`.
+
+    Args:
+        confidence, correct, bins: As in `calibration_error`.
+
+    Returns:
+        For each bin the number of images, int64, their mean confidence and the part of them that is
+        right, float64; both NaN in a bin without images.
+
+    Example:
+
+    >>> counts, confidence, right = calibration_bins(np.array([0.9, 0.9]), np.array([1, 0]), 2)
+    >>> counts.tolist(), confidence.tolist(), right.tolist()
+    ([0, 2], [nan, 0.9], [nan, 0.5])
+    """
+    bin_of = _bin_of(confidence, bins)
+    counts = np.bincount(bin_of, minlength=bins)
+    divisor = np.where(counts > 0, counts, np.nan)
+    sums = (np.bincount(bin_of, weights=values, minlength=bins) for values in (confidence, correct))
+    return counts, *(total / divisor for total in sums)
+
+
+def _bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
