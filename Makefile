@@ -18,7 +18,7 @@ LOGS := build/test
 PEER := pytorchcv==0.0.74
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-faults test-dist dist lint format bench readme clean $(PASSES:%=test-%)
+.PHONY: help demo test test-faults test-dist dist lint format bench readme docs clean $(PASSES:%=test-%)
 
 help:
 	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
@@ -28,6 +28,7 @@ help:
 	@echo "make dist    the wheel and the source distribution, checked, with a list of what they need"
 	@echo "make test-dist    both installed in empty environments and used there"
 	@echo "make test-faults  the long test: kills, faults of the disk, hostile files (some 20 minutes)"
+	@echo "make docs    this documentation as a site of plain files: build/site/index.html"
 	@echo "make clean   remove .venv and everything built"
 
 $(BIN)/python:
@@ -41,7 +42,8 @@ $(VENV)/.demo: EXTRA := plot
 $(VENV)/.test: EXTRA := test
 $(VENV)/.dev: EXTRA := dev
 $(VENV)/.fuzz: EXTRA := fuzz
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.fuzz: pyproject.toml | $(BIN)/python
+$(VENV)/.docs: EXTRA := docs
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.fuzz $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	@echo "Installing mf_zoo[$(EXTRA)] into $(VENV) (minutes, the first time)"
 	@$(PIP) install -e ".[$(EXTRA)]"
 	@if [ "$(EXTRA)" != plot ]; then $(PIP) install --no-deps $(PEER); fi
@@ -112,6 +114,11 @@ readme: $(VENV)/.demo
 	@$(BIN)/python docs/make_pictures.py
 	@$(BIN)/mf-zoo demo --picture docs/demo.png
 	@$(BIN)/python -m docs.update_readme
+
+# Broken links and anchors fail it. The variable leaves out a notice of the theme.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs -q build
+	@echo "Open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo.png

@@ -1,0 +1,71 @@
+"""An extension of griffe, which reads sources for the reference: what it cannot see in them.
+
+That are packages in folders of other names (`package-dir` in pyproject.toml), and names that
+are imported on first use (`mf_zoo.lazy`).
+"""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import griffe
+
+ROOT = Path(__file__).resolve().parents[2]
+_DOCTEST = re.compile(r"^>>> .*(?:\n(?!```).+)*", re.MULTILINE)
+
+
+def packages() -> dict[str, Path]:
+    """The folder of each public package, by its name: `mf_zoo` first."""
+    import mf_zoo
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    elsewhere = settings["tool"]["setuptools"]["package-dir"]
+    names = ["mf_zoo", *(f"mf_zoo.{name}" for name in mf_zoo._SUBPACKAGES)]
+    return {name: ROOT / elsewhere.get(name, name.replace(".", "/")) for name in names}
+
+
+def lazy_names(folder: Path) -> dict[str, str]:
+    """The names that a package imports on first use, with the module that defines each.
+
+    They are what its `__init__.py` hands to `mf_zoo.lazy.attach`, or its `_FUNCTIONS`.
+    """
+    for node in ast.walk(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy.attach":
+            return ast.literal_eval(node.args[1])
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_FUNCTIONS":
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def summary(folder: Path) -> str:
+    """The first line of a package's docstring."""
+    source = (folder / "__init__.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)).splitlines()[0]
+
+
+class Exports(griffe.Extension):
+    """Completes `mf_zoo` after it was read."""
+
+    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_) -> None:
+        if pkg.path != "mf_zoo":
+            return
+        for name, folder in packages().items():
+            if name != pkg.path and name.rpartition(".")[2] not in pkg.members:
+                module = griffe.GriffeLoader(search_paths=[folder.parent]).load(folder.name)
+                pkg.set_member(name.rpartition(".")[2], module)
+            package = loader.modules_collection[name]
+            for public, module in lazy_names(folder).items():
+                package.set_member(public, griffe.Alias(public, f"{name}.{module}.{public}"))
+                package.exports = [*(package.exports or ()), public]
+        _mark_examples(pkg)
+
+
+def _mark_examples(thing: griffe.Object) -> None:
+    """Fences the doctests of a module or class, and of all in it: Markdown sees text in them."""
+    if thing.docstring:
+        text = _DOCTEST.sub(r"```pycon\n\g<0>\n```", thing.docstring.value)
+        thing.docstring.value = text.replace("Example:\n\n", "**Example:**\n\n")
+    for member in thing.members.values():
+        if not member.is_alias:
+            _mark_examples(member)
