@@ -46,7 +46,7 @@ $(VENV)/.docs: EXTRA := docs
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.fuzz $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	@echo "Installing mf_zoo[$(EXTRA)] into $(VENV) (minutes, the first time)"
 	@$(PIP) install -e ".[$(EXTRA)]"
-	@if [ "$(EXTRA)" != plot ]; then $(PIP) install --no-deps $(PEER); fi
+	@if [ "$(EXTRA)" != plot -a "$(EXTRA)" != docs ]; then $(PIP) install --no-deps $(PEER); fi
 	@touch $@
 
 demo: $(VENV)/.demo

@@ -14,6 +14,8 @@ import griffe
 ROOT = Path(__file__).resolve().parents[2]
 _DOCTEST = re.compile(r"^>>> .*(?:\n(?!```).+)*", re.MULTILINE)
 
+_FORMULA = re.compile(r"(?<=\n\n)(?: {4}`.*(?:\n|$))+")  # a block of code that is marked as code
+
 
 def packages() -> dict[str, Path]:
     """The folder of each public package, by its name: `mf_zoo` first."""
@@ -58,14 +60,17 @@ class Exports(griffe.Extension):
             for public, module in lazy_names(folder).items():
                 package.set_member(public, griffe.Alias(public, f"{name}.{module}.{public}"))
                 package.exports = [*(package.exports or ()), public]
-        _mark_examples(pkg)
+        _prepare(pkg)
 
 
-def _mark_examples(thing: griffe.Object) -> None:
-    """Fences the doctests of a module or class, and of all in it: Markdown sees text in them."""
+def _prepare(thing: griffe.Object) -> None:
+    """Fences the doctests of a module or class and of all in it: Markdown would see text in them."""
     if thing.docstring:
         text = _DOCTEST.sub(r"```pycon\n\g<0>\n```", thing.docstring.value)
+        text = _FORMULA.sub(lambda match: match[0].replace("`", ""), text)
         thing.docstring.value = text.replace("Example:\n\n", "**Example:**\n\n")
     for member in thing.members.values():
         if not member.is_alias:
-            _mark_examples(member)
+            if thing.is_class and not member.docstring:
+                member.public = False  # the docstring of the class says what matters of it
+            _prepare(member)

@@ -30,7 +30,7 @@ def generated() -> dict[str, str]:
 
 def on_config(config: MkDocsConfig) -> None:
     """Puts generated pages in the place of their folder in the navigation."""
-    config.nav = _expanded(config.nav, sorted([*generated(), *_reports()]))
+    config.nav = _expanded(config.nav, [*generated(), *_reports()])
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -63,6 +63,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_) -> str:
     """Points links to source files and folders at the pages that show them."""
     uri = page.file.src_uri
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])  # it has no neighbours: room for the text
 
     def link(match: re.Match[str]) -> str:
         path = _resolved(uri, match[0])

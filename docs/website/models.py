@@ -18,9 +18,13 @@ def pages() -> dict[str, str]:
     found = {f"{FOLDER}/index.md": _overview(twins)}
     for name, networks in twins.items():
         found[f"{FOLDER}/{name}.md"] = _page(networks)
-    for record in weights.records():
-        found[f"{FOLDER}/{_card(record)}"] = model_card(record.model, record.name)
+        for record in _records(networks):
+            found[f"{FOLDER}/{_card(record)}"] = model_card(record.model, record.name)
     return found
+
+
+def _records(networks: list[Network]) -> list[weights.WeightRecord]:
+    return [record for network in networks for record in weights.records(model=network.name)]
 
 
 def _card(record: weights.WeightRecord) -> str:
@@ -31,8 +35,10 @@ def _overview(twins: dict[str, list[Network]]) -> str:
     rows = []
     for name, networks in twins.items():
         architecture = networks[0].architecture
-        trained = [record for one in networks for record in weights.records(model=one.name)]
-        errors = (f"[{r.model}, {r.name}: {r.test_error:.2f}]({_card(r)})" for r in trained)
+        errors = [
+            f"{record.test_error:.2f} [{record.model}, {record.name}]({_card(record)})"
+            for record in _records(networks)
+        ]
         rows.append(
             [
                 f"[{architecture.title}]({name}.md)",
