@@ -11,6 +11,7 @@ import tempfile
 
 import hypothesis
 import pytest
+from browser import browser_pages, chromium  # noqa: F401  # fixtures
 
 # Continuous integration judges a change, not the luck of a draw; elsewhere examples are new.
 hypothesis.settings.register_profile("ci", derandomize=True)
