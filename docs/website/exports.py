@@ -30,13 +30,16 @@ def packages() -> dict[str, Path]:
 def lazy_names(folder: Path) -> dict[str, str]:
     """The names that a package imports on first use, with the module that defines each.
 
-    They are what its `__init__.py` hands to `mf_zoo.lazy.attach`, or its `_FUNCTIONS`.
+    They are what its `__init__.py` hands to `mf_zoo.lazy.attach`, or its `_FUNCTIONS`, or its
+    `_PUBLIC`, which it imports for type checkers: then without a module.
     """
     for node in ast.walk(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy.attach":
             return ast.literal_eval(node.args[1])
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_FUNCTIONS":
             return ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_PUBLIC":
+            return dict.fromkeys(ast.literal_eval(node.value), "")
     return {}
 
 
@@ -54,23 +57,39 @@ class Exports(griffe.Extension):
             return
         for name, folder in packages().items():
             if name != pkg.path and name.rpartition(".")[2] not in pkg.members:
-                module = griffe.GriffeLoader(search_paths=[folder.parent]).load(folder.name)
-                pkg.set_member(name.rpartition(".")[2], module)
+                beside = griffe.GriffeLoader(
+                    search_paths=[folder.parent], modules_collection=loader.modules_collection
+                )
+                pkg.set_member(name.rpartition(".")[2], beside.load(folder.name))
             package = loader.modules_collection[name]
             for public, module in lazy_names(folder).items():
-                package.set_member(public, griffe.Alias(public, f"{name}.{module}.{public}"))
+                if module:
+                    package.set_member(public, griffe.Alias(public, f"{name}.{module}.{public}"))
                 package.exports = [*(package.exports or ()), public]
+            for public in package.exports or ():
+                if (module := package.members[str(public)]).is_module:
+                    _replace(package, module)
         _prepare(pkg)
 
 
+def _replace(package: griffe.Module, module: griffe.Module) -> None:
+    """Puts a function in the place of its module of the same name, as importing it does."""
+    for name in sorted(map(str, package.exports), key=module.name.__eq__):  # that name last
+        member = package.members[name]
+        if name == module.name or (
+            member.is_alias and member.target_path == f"{module.path}.{name}"
+        ):
+            package.set_member(name, module.members[name])
+
+
 def _prepare(thing: griffe.Object) -> None:
-    """Fences the doctests of a module or class and of all in it: Markdown would see text in them."""
+    """Makes Markdown of the docstrings of a module or class and of all in it: fences doctests."""
     if thing.docstring:
         text = _DOCTEST.sub(r"```pycon\n\g<0>\n```", thing.docstring.value)
         text = _FORMULA.sub(lambda match: match[0].replace("`", ""), text)
         thing.docstring.value = text.replace("Example:\n\n", "**Example:**\n\n")
     for member in thing.members.values():
         if not member.is_alias:
-            if thing.is_class and not member.docstring:
-                member.public = False  # the docstring of the class says what matters of it
+            if not member.docstring and (thing.is_class or member.name.startswith("__")):
+                member.public = False  # what is above it says what matters
             _prepare(member)

@@ -38,7 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in list(files):
         if file.src_dir == config.docs_dir:
             files.remove(file)
-            files.append(_file(f"docs/{file.src_uri}", config))
+            path = f"docs/{file.src_uri}"
+            files.append(File.generated(config, path, abs_src_path=file.abs_src_path))
     for path, text in generated().items():
         files.append(File.generated(config, path, content=text))
     for path in ("README.md", *_reports(), *_paths(config.nav)):
@@ -139,5 +140,7 @@ def _api() -> dict[str, str]:
     for name, folder in exports.packages().items():
         path = f"{name.rpartition('.')[2]}.md"
         pages[f"api/{path}"] = f"# {name}\n\n::: {name}\n"
+        if name == "mf_zoo.applications":
+            pages[f"api/{path}"] += f"\n{models.reference()}"
         rows.append(f"- [`{name}`]({path}): {exports.summary(folder)}")
     return {"api/index.md": "\n".join(rows) + "\n", **pages}

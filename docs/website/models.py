@@ -23,6 +23,19 @@ def pages() -> dict[str, str]:
     return found
 
 
+def reference() -> str:
+    """The networks as a part of the reference of `mf_zoo.applications`."""
+    names = applications.list_models()
+    pages = {name: f"../{FOLDER}/{applications.architecture(name).name}.md" for name in names}
+    links = [f"[`{name}`]({page}#mf_zoo.applications.{name})" for name, page in pages.items()]
+    return (
+        f"## Networks\n\n{', '.join(links)}\n\nEach is called with the arguments below; plain "
+        "networks have none of `quadrature`, `horizon`, `initial_times`, `reorder` and "
+        "`integrator`.\n\n"
+        "::: mf_zoo.applications.builders.MeanFieldBuilder.__call__\n"
+    )
+
+
 def _records(networks: list[Network]) -> list[weights.WeightRecord]:
     return [record for network in networks for record in weights.records(model=network.name)]
 
