@@ -67,8 +67,9 @@ class Exports(griffe.Extension):
                     package.set_member(public, griffe.Alias(public, f"{name}.{module}.{public}"))
                 package.exports = [*(package.exports or ()), public]
             for public in package.exports or ():
-                if (module := package.members[str(public)]).is_module:
-                    _replace(package, module)
+                member = package.members[str(public)]
+                if isinstance(member, griffe.Module):
+                    _replace(package, member)
         _prepare(pkg)
 
 
@@ -88,8 +89,15 @@ def _prepare(thing: griffe.Object) -> None:
         text = _DOCTEST.sub(r"```pycon\n\g<0>\n```", thing.docstring.value)
         text = _FORMULA.sub(lambda match: match[0].replace("`", ""), text)
         thing.docstring.value = text.replace("Example:\n\n", "**Example:**\n\n")
-    for member in thing.members.values():
-        if not member.is_alias:
-            if not member.docstring and (thing.is_class or member.name.startswith("__")):
-                member.public = False  # what is above it says what matters
+    if thing.is_class and "dataclass" in thing.labels and "__init__" in thing.members:
+        for parameter in thing.members["__init__"].parameters:
+            if isinstance(parameter.default, griffe.ExprCall):  # `setting("quick", "its help")`
+                first = next(iter(parameter.default.arguments), None)
+                parameter.default = getattr(first, "value", None) or first
+    for name, member in list(thing.members.items()):
+        if member.is_alias:
+            continue
+        if name != "__init__" and not member.docstring and (thing.is_class or name[:2] == "__"):
+            thing.del_member(name)  # what is above it says what matters
+        else:
             _prepare(member)

@@ -49,7 +49,7 @@ def _overview(twins: dict[str, list[Network]]) -> str:
     for name, networks in twins.items():
         architecture = networks[0].architecture
         errors = [
-            f"{record.test_error:.2f} [{record.model}, {record.name}]({_card(record)})"
+            f"[{record.model}, {record.name}: {record.test_error:.2f}]({_card(record)})"
             for record in _records(networks)
         ]
         rows.append(
