@@ -180,8 +180,9 @@ def test_the_gallery_has_all_pictures_and_commands_that_exist(pages):
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_pages_work_in_a_browser(site, browser_pages, width):
-    for at in ("index.html", "models/ResNet20.html", "gallery.html", "api/layers.html"):
-        page = browser_pages(site, width, at)
+    page = browser_pages(site, width, "index.html")
+    for at in ("index.html", "models/ResNet20.html", "api/layers.html", "gallery.html"):
+        page.goto(urllib.parse.urljoin(page.url, f"/{at}"))
         assert page.locator("h1").first.is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, at
     if width == PHONE:
