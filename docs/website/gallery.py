@@ -41,7 +41,7 @@ def page() -> str:
         more = f" [More about it]({where})." if where else ""
         text += [
             f"### {Path(path).stem}",
-            f"![{shown.get(path, (caption,))[0]}]({path}){{ loading=lazy }}",
+            f"[![{shown.get(path, (caption,))[0]}]({path}){{ loading=lazy }}]({path})",
             f"{caption}.{more}",
             f"```\n{command(path)}\n```",
         ]

@@ -104,7 +104,7 @@ def about(mean_field: bool) -> str:
     """What the blocks of a mean-field or a plain network are, in a sentence."""
     if mean_field:
         return (
-            "Its residual blocks are particles with times, which were trained with their weights: "
+            "Its residual blocks are particles with times, which are trained with their weights: "
             "the times say in which order blocks are applied and with which steps (Lu, Ma, Lu, Lu, "
             "Ying, *A Mean-field Analysis of Deep ResNet and Beyond*, ICML 2020, arXiv 2003.05508)."
         )
