@@ -18,7 +18,7 @@ LOGS := build/test
 PEER := pytorchcv==0.0.74
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-faults test-dist dist lint format bench readme clean $(PASSES:%=test-%)
+.PHONY: help demo test test-faults test-dist dist lint format bench readme docs clean $(PASSES:%=test-%)
 
 help:
 	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
@@ -28,6 +28,7 @@ help:
 	@echo "make dist    the wheel and the source distribution, checked, with a list of what they need"
 	@echo "make test-dist    both installed in empty environments and used there"
 	@echo "make test-faults  the long test: kills, faults of the disk, hostile files (some 20 minutes)"
+	@echo "make docs    this documentation as a site of plain files: build/site/index.html"
 	@echo "make clean   remove .venv and everything built"
 
 $(BIN)/python:
@@ -41,10 +42,11 @@ $(VENV)/.demo: EXTRA := plot
 $(VENV)/.test: EXTRA := test
 $(VENV)/.dev: EXTRA := dev
 $(VENV)/.fuzz: EXTRA := fuzz
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.fuzz: pyproject.toml | $(BIN)/python
+$(VENV)/.docs: EXTRA := docs
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.fuzz $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	@echo "Installing mf_zoo[$(EXTRA)] into $(VENV) (minutes, the first time)"
 	@$(PIP) install -e ".[$(EXTRA)]"
-	@if [ "$(EXTRA)" != plot ]; then $(PIP) install --no-deps $(PEER); fi
+	@if [ "$(EXTRA)" != plot -a "$(EXTRA)" != docs ]; then $(PIP) install --no-deps $(PEER); fi
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -113,11 +115,15 @@ readme: $(VENV)/.demo
 	@$(BIN)/mf-zoo demo --picture docs/demo.png
 	@$(BIN)/python -m docs.update_readme
 
-# The page that runs networks in the browser, for the site of the documentation: docs/browser.md.
-.PHONY: docs-browser
-docs-browser: $(VENV)/.test
+# Broken links and anchors fail it. The variable leaves out a notice of the theme.
+docs: $(VENV)/.docs docs-browser
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs -q build
+	@echo "Open build/site/index.html; by 'python -m http.server -d build/site' search works too"
+
+# The page that runs networks in the browser, which the site takes up: docs/browser.md.
+docs-browser: $(VENV)/.docs
 	@if command -v npm > /dev/null; then \
-	  $(BIN)/python -m web.build --output build/site/browser $(BROWSER_ARGS); \
+	  $(BIN)/python -m web.build --output build/browser $(BROWSER_ARGS); \
 	else echo "docs-browser is skipped: no npm, which brings onnxruntime-web"; fi
 
 clean:

@@ -117,7 +117,7 @@ def test_the_card_says_what_the_registry_says():
         shown = ["| top-5 |" in card, "| of the superclass |" in card]
         assert shown == [error is not None for error in errors]
         mean_field = applications.network(record.model).mean_field
-        assert ("times, which were trained" in card) is mean_field
+        assert ("times, which are trained" in card) is mean_field
     assert 'load_model("hf://lab/net")' in model_card("ResNet20", "cifar100", "lab/net")
 
 

@@ -1,14 +1,20 @@
 """`python -m mf_zoo.weights`: the registered weights as the table of the README."""
 
+from typing import Any
+
 from mf_zoo import markdown, weights
 
 
-def table() -> str:
-    """The registered weights as a Markdown table, ordered by file name."""
+def table(**which: Any) -> str:
+    """Registered weights as a Markdown table, ordered by file name.
+
+    Args:
+        which: Arguments of `mf_zoo.weights.records`, such as `model="MFResNet20"`; all without.
+    """
     columns = ["model", "`weights=`", "parameters", "test error %", "top-5", "coarse", "epochs"]
     columns += ["recipe", "seed", "trained on"]
     rows = []
-    for record in weights.records():
+    for record in weights.records(**which):
         errors = (record.test_error, record.test_top5_error, record.test_coarse_error)
         rows.append(
             [

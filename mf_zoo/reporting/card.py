@@ -43,7 +43,7 @@ def model_card(model: str, name: str = "cifar10", repository: str | None = None)
         _metadata(record, dataset, network.mean_field),
         f"# {network.name}, trained on {dataset.title}",
         f"{network.architecture.title}, {kind}, for images of {dataset.title}. "
-        f"{_about(network.mean_field)}",
+        f"{about(network.mean_field)}",
         "## What it is",
         _network(network, record, dataset),
         f"Network: {network.architecture.source}. Images: {dataset.source}.",
@@ -100,10 +100,11 @@ def _metadata(record: WeightRecord, dataset: data.Dataset, mean_field: bool) -> 
     return "\n".join(lines)
 
 
-def _about(mean_field: bool) -> str:
+def about(mean_field: bool) -> str:
+    """What the blocks of a mean-field or a plain network are, in a sentence."""
     if mean_field:
         return (
-            "Its residual blocks are particles with times, which were trained with their weights: "
+            "Its residual blocks are particles with times, which are trained with their weights: "
             "the times say in which order blocks are applied and with which steps (Lu, Ma, Lu, Lu, "
             "Ying, *A Mean-field Analysis of Deep ResNet and Beyond*, ICML 2020, arXiv 2003.05508)."
         )
