@@ -23,7 +23,8 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("tensorflow", "tensorflow_datasets", "grain", "keras_tuner")
 NOT_COPIED = shutil.ignore_patterns(
-    *(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "tests", "demo.*", "node_modules")
+    *(".*", "__pycache__", "build", "dist", "runs", "*.egg-info", "tests", "node_modules"),
+    *("demo.png", "demo.html"),
 )
 
 
