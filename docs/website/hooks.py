@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from docs.website import exports, gallery, models, notebooks  # noqa: E402
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)[^)#\s]+")
-_AS_THEY_ARE = (".md", ".png", ".csv", ".json", ".html", ".ipynb")
+_AS_THEY_ARE = (".md", ".png", ".csv", ".json", ".html")
 _BROWSER = ROOT / "build" / "browser"  # what `make docs-browser` made
 
 
@@ -107,6 +107,8 @@ def _page_of(path: str) -> str:
     """The path of the page that stands for a file or folder of the repository."""
     if (ROOT / path).is_dir():
         return f"{path}/index.md"
+    if path.endswith(".ipynb"):
+        return f"{path.removesuffix('.ipynb')}.md"
     return path if path.endswith(_AS_THEY_ARE) or not (ROOT / path).is_file() else f"{path}.md"
 
 

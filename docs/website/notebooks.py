@@ -8,7 +8,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def pages() -> dict[str, str | bytes]:
-    """For each notebook its page, and the pictures on it, by path."""
+    """For each notebook its page, the pictures on it and the file itself, by path."""
     found: dict[str, str | bytes] = {}
     for path in sorted(FOLDER.glob("*.ipynb")):
         exporter = nbconvert.MarkdownExporter()
@@ -16,7 +16,9 @@ def pages() -> dict[str, str | bytes]:
         for name, content in resources["outputs"].items():
             found[f"notebooks/{path.stem}_{name}"] = content
             text = text.replace(f"]({name})", f"]({path.stem}_{name})")
-        download = f"[Download this notebook]({path.name})"
+        found[f"notebooks/{path.name}"] = path.read_bytes()
+        # As HTML: links of pages to notebooks lead to their pages.
+        download = f'<a href="{path.name}" download>Download this notebook</a>'
         title, _, rest = text.strip().partition("\n")
         found[f"notebooks/{path.stem}.md"] = f"{title}\n\n{download}\n{rest}\n"
     return found
