@@ -5,7 +5,7 @@ PYTHON ?= python3
 BACKENDS := tensorflow jax torch
 # The longest first. `once`: tests that do not depend on the backend, on TensorFlow; those of them
 # that train, in processes of their own too, are `once_on_torch`.
-PASSES := jax torch tensorflow once
+PASSES := jax torch once tensorflow
 JOBS ?= 2
 PYTEST_ARGS ?=
 
@@ -18,11 +18,12 @@ LOGS := build/test
 PEER := pytorchcv==0.0.74
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-faults test-dist dist lint format bench readme docs clean $(PASSES:%=test-%)
+.PHONY: help demo test test-faults test-dist dist lint format bench readme docs clean $(PASSES:%=test-%) test-long
 
 help:
 	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
 	@echo "make test    the whole suite, once on each of: $(BACKENDS)"
+	@echo "make test-long  a few more minutes of tests, left out of the suite to keep it short"
 	@echo "make lint    check style; 'make format' corrects it"
 	@echo "make bench   mean-field against plain Keras layers, side by side"
 	@echo "make dist    the wheel and the source distribution, checked, with a list of what they need"
@@ -59,12 +60,14 @@ test: $(VENV)/.test
 
 # XLA compiles for most of the JAX pass; its code need not be fast there.
 test-jax: export XLA_FLAGS ?= --xla_backend_optimization_level=0
-test-%: SELECT := -m "not once and not once_on_torch"
-test-once: SELECT := -m once
-test-torch: SELECT := -m "not once"
+test-%: SELECT := -m "not once and not once_on_torch and not long"
+test-once: SELECT := -m "once and not long"
+test-torch: SELECT := -m "not once and not long"
+test-long: SELECT := -m long
 test-%: BACKEND = $*
 test-once: BACKEND := tensorflow
-$(PASSES:%=test-%): test-%: $(VENV)/.test
+test-long: BACKEND := torch
+$(PASSES:%=test-%) test-long: test-%: $(VENV)/.test
 	@mkdir -p $(LOGS)
 	@echo "Testing on $(BACKEND) ($*) ..."
 	@echo "======== $* ========" > $(LOGS)/$*.log; \

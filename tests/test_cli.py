@@ -104,6 +104,7 @@ def test_what_needs_no_backend_loads_nothing_large(arguments, code):
     assert bool(error) == bool(code)
 
 
+@pytest.mark.once_on_torch
 def test_errors_name_the_flags_of_the_subcommand(capsys, tmp_path):
     error = "`limit` must be positive and `name` known, or `overwrite=True` and `seed=3` given."
     flags = {"--limit", "--dataset", "--overwrite", "--seed"}
@@ -122,6 +123,7 @@ def test_errors_name_the_flags_of_the_subcommand(capsys, tmp_path):
     )
 
 
+@pytest.mark.once_on_torch
 def test_recipes_are_listed(capsys):
     assert cli.main(["recipes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -133,6 +135,7 @@ def test_recipes_are_listed(capsys):
     assert lines["schedule"] == ["step", "cosine", "one_cycle", "cosine"]
 
 
+@pytest.mark.once_on_torch
 def test_a_reader_that_goes_away_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
@@ -147,6 +150,7 @@ def test_a_reader_that_goes_away_is_no_error():
     assert (process.returncode, process.stderr) == (0, "")
 
 
+@pytest.mark.once_on_torch
 @pytest.mark.parametrize(
     "arguments", [[], ["trian"], ["train", "Tiny"], ["train", "--seed", "x", "--output", "o"]]
 )
@@ -157,6 +161,7 @@ def test_bad_usage_exits_with_2(arguments, capsys):
     assert "usage: mf-zoo" in capsys.readouterr().err
 
 
+@pytest.mark.once_on_torch
 def test_bad_input_exits_with_2_and_one_line(capsys, tmp_path, cifar10_dir):
     folder = tmp_path / "run"
     train = ("train", "--output", folder, "--data-dir", cifar10_dir)
@@ -177,6 +182,7 @@ def test_bad_input_exits_with_2_and_one_line(capsys, tmp_path, cifar10_dir):
     assert not (folder / "config.json").exists()
 
 
+@pytest.mark.once_on_torch
 def test_bad_input_to_evaluate(capsys, tmp_path, cifar10_dir):
     base = ("evaluate", "--data-dir", cifar10_dir)
     run = (*base, "Tiny", "--weights")
@@ -196,6 +202,7 @@ def test_bad_input_to_evaluate(capsys, tmp_path, cifar10_dir):
     assert "`--split` must" in _fails(capsys, *run, weights, "--split", "x")
 
 
+@pytest.mark.once_on_torch
 def test_publishing_what_is_no_run(capsys, tmp_path):
     assert "finished run" in _fails(capsys, "publish", tmp_path)
 
@@ -238,6 +245,7 @@ def test_evaluate_agrees_with_the_run(trained, cifar10_dir, capsys, tmp_path):
     assert float(printed["loss"]) == pytest.approx(smoothed, abs=1e-3)
 
 
+@pytest.mark.once_on_torch
 def test_predictions_that_cannot_be_written(trained, cifar10_dir, capsys, tmp_path):
     arguments = ["evaluate", "Tiny", "--data-dir", cifar10_dir, "--limit", "2", "--weights"]
     weights = tmp_path / "tiny.weights.h5"
@@ -290,6 +298,7 @@ def test_no_subcommand_prints_log_lines_of_libraries(cifar10_dir, tmp_path):
     assert process.stderr.count("mf-zoo: error: ") == _SUBCOMMANDS.count("run(2")
 
 
+@pytest.mark.once_on_torch
 def test_interrupted_from_the_keyboard(monkeypatch, capsys, cifar10_dir, tmp_path):
     batch = data.Batches.batch
 

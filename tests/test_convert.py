@@ -20,8 +20,11 @@ SMALL = ("ResNet20", {}, "resnet", "resnet20_cifar10", {})
 PEERS = [
     pytest.param(*SMALL, id="ResNet20"),
     *(
-        pytest.param(name, arguments, module, function, theirs, id=name + suffix, marks=once)
-        for once in [pytest.mark.once_on_torch]
+        pytest.param(
+            *(name, arguments, module, function, theirs),
+            id=name + suffix,
+            marks=[pytest.mark.once_on_torch] + [pytest.mark.long] * ("16x64d" in name),
+        )
         for name, suffix, arguments, module, function, theirs in [
             ("ResNet32", "", {}, "resnet", "get_resnet_cifar", {"blocks": 32}),
             ("ResNet44", "", {}, "resnet", "get_resnet_cifar", {"blocks": 44}),
@@ -32,6 +35,7 @@ PEERS = [
             ("PreActResNet110", "", {}, "preresnet", "preresnet110_cifar10", {}),
             ("ResNeXt29_32x4d", "", {"classes": 100}, "resnext", "resnext29_32x4d_cifar100", {}),
             ("ResNeXt29_8x64d", "", {}, "resnext", "get_resnext_cifar", {"bottleneck_width": 64}),
+            ("ResNeXt29_16x64d", "", {}, "resnext", "resnext29_16x64d_cifar10", {}),
         ]
     ),
 ]

@@ -195,6 +195,7 @@ def test_what_has_no_twin():
         ShallowStage(ResidualUnit(1), 2, integrator="heun")
 
 
+@pytest.mark.once_on_torch
 def test_the_gap_is_that_of_gradients_by_hand():
     """Two stages, square loss: each stage and its twin, at the ResNet's input and cotangent."""
     first, second = _stage(2, 1.0), _stage(3, 1.0, seed=1, initial_times=[0.9, 0.2, 0.5])

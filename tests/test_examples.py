@@ -93,6 +93,7 @@ def test_training_on_several_devices_goes_on_after_an_interruption(
 
 
 @pytest.mark.once_on_torch
+@pytest.mark.long
 def test_transfer_compares_equal_trainings_and_runs_none_twice(
     cifar100_dir, tmp_path, monkeypatch, capsys
 ):

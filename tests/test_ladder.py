@@ -441,6 +441,7 @@ growth_state = ["keep", "reset"]
 
 
 @pytest.mark.once_on_torch
+@pytest.mark.long
 def test_a_campaign_whose_runs_share_a_trunk_killed_and_resumed(cifar10_dir, tmp_path):
     file = tmp_path / "queue.toml"
     file.write_text(CAMPAIGN)
@@ -486,6 +487,7 @@ FEW = {"limit": 200, "verbose": 0}
 
 
 @pytest.mark.once_on_torch
+@pytest.mark.long
 def test_trained_networks_grow_and_know_what_they_knew(cifar10_dir, tmp_path):
     """From a trunk, with a learning rate that changes nothing."""
     options = {"recipe": STILL, "data_dir": cifar10_dir, **FEW}

@@ -754,6 +754,7 @@ def test_the_values_reach_the_model():
     assert [stage.horizon for stage in layers.stages(plain)] == [3.0]
 
 
+@pytest.mark.once_on_torch
 def test_frozen_layers_stay_and_others_learn(tmp_path):
     keras.utils.set_random_seed(1)
     source = tiny_zoo.tiny()
@@ -799,6 +800,7 @@ def test_pretrained_weights_with_another_head():
     assert not any(id(variable) in trained for variable in model.get_layer("stage1").weights)
 
 
+@pytest.mark.once_on_torch
 def test_the_measures_are_those_of_the_model_after_the_last_epoch():
     (images, labels), validation = _images()
     for cutmix in (0.0, 1.0):

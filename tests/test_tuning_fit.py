@@ -148,6 +148,7 @@ def test_a_trial_is_what_fit_makes_of_the_same_arguments(case):
 
 
 @pytest.mark.once_on_torch
+@pytest.mark.long
 def test_the_random_search_of_keras_tuner_takes_them(tmp_path):
     """As users call it; every trial is the one that `fit` alone makes."""
     both = np.concatenate([X, VX]), np.concatenate([Y, VY])

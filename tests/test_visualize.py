@@ -680,6 +680,7 @@ def test_pictures_need_matplotlib_and_logs_need_no_tensorflow(tmp_path):
 
 
 @once
+@pytest.mark.long
 def test_the_picture_of_the_stages_shows_the_shipped_histories(tmp_path):
     command = [sys.executable, "-m", "mf_zoo.theory.figures", "--output", str(tmp_path)]
     ended = subprocess.run(
