@@ -61,6 +61,7 @@ def pages(chromium):
             viewport = {"width": width, "height": 844 if width < 600 else 800}
             context = chromium.new_context(viewport=viewport, **options)
             stack.callback(context.close)
+            context.set_default_timeout(90_000)  # milliseconds; other tests run beside this one
             context.on("request", functools.partial(_request, own, problems))
             context.on("requestfailed", functools.partial(_failed, problems))
             context.on("response", functools.partial(_response, problems))
