@@ -109,6 +109,10 @@ class Batches(EpochDataset):
         draw = {key: values[window] for key, values in draw.items()}
         return self.augmented(self.images[draw["index"]], self.labels[draw["index"]], draw)
 
+    def signature(self) -> tuple[Any, ...]:
+        """The `tf.TensorSpec` of each part of a batch."""
+        return batch_spec(self, self.images.shape[1:], self.images.dtype, self.part[1])
+
     def _window(self, count: int) -> slice:
         """Where our part is in a batch of `count` images."""
         which, parts = self.part
@@ -221,8 +225,17 @@ def batches(
         part=part,
     )
     if backend == "auto":
-        backend = "tf" if keras.backend.backend() == "tensorflow" else "pydataset"
+        return for_fit(source)
     return _tf_dataset(source) if backend == "tf" else source
+
+
+def for_fit(source: Batches) -> Any:
+    """What to give `fit`: on TensorFlow a `tf.data.Dataset` of the batches, else the batches.
+
+    Of a `keras.utils.PyDataset` Keras itself makes a dataset for TensorFlow, but one that `tf.data`
+    tunes, and the end of each epoch waits for that (see `look_ahead`).
+    """
+    return _tf_dataset(source) if keras.backend.backend() == "tensorflow" else source
 
 
 def _tf_dataset(source: Batches) -> Any:
@@ -236,6 +249,5 @@ def _tf_dataset(source: Batches) -> Any:
                 source.epoch = epoch + 1
             yield batch
 
-    signature = batch_spec(source, source.images.shape[1:], source.images.dtype, source.part[1])
-    dataset = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
+    dataset = tf.data.Dataset.from_generator(one_epoch, output_signature=source.signature())
     return look_ahead(dataset, len(source))

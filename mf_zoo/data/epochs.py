@@ -168,13 +168,14 @@ def look_ahead(dataset: Any, batches: int) -> Any:
     """A `tf.data.Dataset` of so many batches that knows their number and prefetches some.
 
     Two batches at most, and none if that could be the whole epoch: a look at the first batch must
-    not end the epoch behind its back.
+    not end the epoch behind its back. Autotuning is off: the end of a pass would wait for the
+    thread that tunes, which sleeps for as long as the pass has taken
+    (`python -m benchmarks.input_pipeline`).
     """
     import tensorflow as tf
 
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches))
-    if batches > 4:
-        return dataset.prefetch(2)
     options = tf.data.Options()
+    options.autotune.enabled = False
     options.experimental_optimization.inject_prefetch = False
-    return dataset.with_options(options)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches))
+    return (dataset.prefetch(2) if batches > 4 else dataset).with_options(options)

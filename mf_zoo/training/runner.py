@@ -12,6 +12,7 @@ import numpy as np
 
 from mf_zoo import applications, data, devices, files
 from mf_zoo import weights as registry
+from mf_zoo.data.batching import for_fit
 from mf_zoo.errors import UserError, user_errors
 from mf_zoo.training import (
     assembly,
@@ -304,7 +305,7 @@ class _Run:
         verbose = self.verbose if group.is_main else 0
         if verbose == "auto":
             verbose = 1 if sys.stdout.isatty() else 2
-        training_data = batches
+        training_data = for_fit(batches)
         if self.machine.on_device:
             # Builds the metrics, which Keras would build from a batch of images in `fit`.
             first = slice(EVALUATION_BATCH)

@@ -15,6 +15,7 @@ from keras_tuner.engine import hyperparameters
 from keras_tuner.src.engine.tuner_utils import SaveBestEpoch
 
 from mf_zoo import applications, data
+from mf_zoo.data.batching import for_fit
 from mf_zoo.training import assembly
 from mf_zoo.training.callbacks import SetEpoch
 from mf_zoo.training.recipes import Recipe, get_recipe
@@ -354,7 +355,7 @@ class MeanFieldHyperModel(keras_tuner.HyperModel):
         # Where the epoch of a dataset cannot be set, the generators of random numbers are.
         numbered = batches if isinstance(batches, data.EpochDataset) else types.SimpleNamespace()
         history = model.fit(
-            batches,
+            for_fit(batches) if isinstance(batches, inputs.TrialBatches) else batches,
             epochs=epochs,
             initial_epoch=initial_epoch,
             callbacks=[

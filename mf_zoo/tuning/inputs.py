@@ -59,6 +59,14 @@ class TrialBatches(data.Batches):
     def __len__(self) -> int:
         return self.steps_per_epoch or super().__len__()
 
+    def signature(self) -> tuple[Any, ...]:
+        import tensorflow as tf
+
+        # An epoch may end anywhere, so that any batch may be the one that is not full.
+        return tuple(
+            tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in self.batch(self.epoch, 0)
+        )
+
     def batch(self, epoch: int, index: int) -> tuple[np.ndarray, ...]:
         if self.steps_per_epoch is not None:
             epoch, index = divmod(epoch * self.steps_per_epoch + index, super().__len__())
