@@ -1,10 +1,10 @@
 """`python -m benchmarks.depth --data-dir D`: trained weights at other depths.
 
-Registered weights are brought to several depths by the rules of `mf_zoo.depth`. Their test error is
-measured with the statistics of BatchNormalization that come along, with statistics estimated anew
-on training images, and after some training at that depth. `--coarsen` brings them to fewer
-particles instead. What is done is in the CSV file at once, and rows that are there are not measured
-again.
+Registered weights, or those of finished runs, are brought to several depths by the rules of
+`mf_zoo.depth`. Their test error is measured with the statistics of BatchNormalization that come
+along, with statistics estimated anew on training images, and after some training at that depth.
+`--coarsen` brings them to fewer particles instead. What is done is in the CSV file at once, and
+rows that are there are not measured again.
 """
 
 import argparse
@@ -95,17 +95,17 @@ class Bench:
         return self.data[dataset]
 
     def measure(self, model: str, name: str, rule: str, particles: tuple[int, ...]) -> None:
-        """Measures all states of one network."""
-        from mf_zoo import applications, data, depth, weights
+        """Measures all states of one network, of registered weights or those of a run folder."""
+        from mf_zoo import applications, data, depth
+        from mf_zoo.cli.common import load_trained
 
-        record = weights.get(model, name)
-        source = applications.get(model)(weights=name, classifier_activation=None)
-        *_, x, y = self.images(record.dataset)
+        source, dataset = load_trained(model, name, None, None)
+        *_, x, y = self.images(dataset)
         architecture = applications.architecture(model).with_particles(particles)
         options = self.options
         settings = {
             "model": model,
-            "weights": name,
+            "weights": Path(name).name,
             "rule": rule,
             "depth": 2 + sum(architecture.blocks) * _layers_of_a_block(architecture),
             "particles": " ".join(map(str, particles)),
@@ -114,7 +114,7 @@ class Bench:
         }
 
         def resized(*, recalibrated: bool) -> Any:
-            images, labels, *_ = self.images(record.dataset)
+            images, labels, *_ = self.images(dataset)
             deeper = sum(particles) > sum(applications.architecture(model).particles)
             chosen = {"refine" if deeper else "coarsen": rule}
             network = depth.resize(source, particles, images=images[:100], **chosen)
@@ -138,7 +138,7 @@ class Bench:
             start = time.perf_counter()
             network = resized(recalibrated=state != AS_IT_IS)
             if epochs:
-                self.train(network, record.dataset, epochs)
+                self.train(network, dataset, epochs)
             self.add(row, network, x, y, start)
 
     def train(self, network: Any, dataset: str, epochs: int) -> None:
@@ -242,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--weights",
         nargs="+",
         metavar="NETWORK:NAME",
+        help="names of registered weights, or folders of finished runs",
         default=[f"{m}:{d}" for d in ("cifar10", "cifar100") for m in ("MFResNet20", "ResNet20")],
     )
     parser.add_argument("--depths", type=harness.positive, nargs="+", default=[32, 56, 110, 218])

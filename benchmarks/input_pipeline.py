@@ -53,7 +53,8 @@ def measure(rounds: int, batches: int, batch_seconds: float) -> list[Row]:
     """Times passes over both datasets in turns."""
     import tensorflow as tf
 
-    from mf_zoo.data.batching import Batches, batches as make_batches
+    from mf_zoo.data.batching import Batches
+    from mf_zoo.data.batching import batches as make_batches
 
     images, labels = np.zeros((batches, 32, 32, 3), "uint8"), np.zeros(batches, "int64")
     source = Batches(images, labels, 1)

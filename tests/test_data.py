@@ -794,6 +794,14 @@ def test_a_look_at_the_first_batch_of_tf_data_ends_no_epoch(images, labels):
     assert_equal_batches([[np.asarray(a) for a in looked]], arrays_of(dataset)[:1])
 
 
+@pytest.mark.parametrize("batch_size", [10, 100])
+def test_tf_data_is_not_tuned(images, labels, batch_size):
+    """The end of a pass would wait for the thread that tunes (docs/performance.md)."""
+    pytest.importorskip("tensorflow")
+    dataset = data.batches(images, labels, batch_size, backend="tf")
+    assert dataset.options().autotune.enabled is False
+
+
 def test_auto_is_tf_data_on_tensorflow_only(images, labels):
     kind = type(data.batches(images, labels, 50)).__module__
     expected = "tensorflow" if keras.backend.backend() == "tensorflow" else "mf_zoo"

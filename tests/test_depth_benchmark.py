@@ -4,13 +4,14 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_zoo
 from conftest import ROOT
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import depth as benchmark
-from mf_zoo import applications, data, depth, files
+from mf_zoo import applications, data, depth, files, training
 
 
 @pytest.mark.once
@@ -67,3 +68,21 @@ def test_states_are_measured_once_and_alike(cifar10_dir, tmp_path, capsys):
     errors = " | ".join(row["error"] for row in rows)
     assert f"| MFResNet20 | cifar10 | split | 32 | 5 4 4 | {errors} |" in shown
     assert output.with_suffix(".png").stat().st_size > 5000
+
+
+@pytest.mark.once_on_torch
+def test_networks_of_runs_are_measured(cifar10_dir, tmp_path):
+    run, output = tmp_path / "MFResNet20-of-today", tmp_path / "depth.csv"
+    recipe = training.get_recipe("quick", epochs=1, batch_size=32, learning_rate=0.01)
+    options = {"data_dir": cifar10_dir, "recipe": recipe, "limit": 64, "verbose": 0}
+    tiny_zoo.train("MFResNet20", output=run, **options)
+    arguments = ["--data-dir", str(cifar10_dir), "--weights", f"MFResNet20:{run}"]
+    arguments += ["--depths", "20", "--images", "60", "--statistics", "64", "--output", str(output)]
+    assert benchmark.main(arguments) == 0
+    row = files.read_rows(output)[0]
+    assert (row["weights"], row["state"], row["particles"]) == (run.name, "as it is", "3 2 2")
+    model = applications.MFResNet20(weights=str(run / "final.weights.h5"))
+    x, labels = data.load("cifar10", "test[:60]", data_dir=cifar10_dir)
+    scores = training.evaluate(model, x, labels)
+    assert float(row["error"]) == pytest.approx(scores.error, abs=0.01)
+    assert float(row["loss"]) == pytest.approx(scores.nll, rel=1e-3)

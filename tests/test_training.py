@@ -455,6 +455,17 @@ def test_the_history_tells_what_happened(finished):
     assert all(float(row["images_per_second"]) > 0 for row in history)
 
 
+def test_runs_train_on_a_dataset_that_is_not_tuned(cifar10_dir, tmp_path, monkeypatch):
+    given = []
+    fit = keras.Model.fit
+    monkeypatch.setattr(keras.Model, "fit", lambda m, x, **s: given.append(x) or fit(m, x, **s))
+    train("Tiny", output=tmp_path / "run", **{**OPTIONS, "data_dir": cifar10_dir})
+    if keras.backend.backend() == "tensorflow":
+        assert given[0].options().autotune.enabled is False
+    else:
+        assert isinstance(given[0], keras.utils.PyDataset)
+
+
 def test_times_ranks_and_swaps_belong_together(finished):
     epochs = {}
     for row in files.read_rows(finished / "times.csv"):

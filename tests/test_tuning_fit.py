@@ -1,6 +1,7 @@
 """What `search` of a tuner takes: everything that `model.fit` does, with the same outcome."""
 
 import itertools
+import types
 
 import keras
 import keras_tuner
@@ -9,7 +10,7 @@ import pytest
 import tiny_zoo  # noqa: F401  # registers `Steady`
 
 from mf_zoo import data
-from mf_zoo.training import RECIPES, evaluate
+from mf_zoo.training import RECIPES, assembly, evaluate
 from mf_zoo.tuning import MeanFieldHyperModel
 from mf_zoo.tuning.inputs import TrialBatches
 
@@ -31,6 +32,7 @@ X, Y = _images()
 X, Y, VX, VY = X[:24], Y[:24], X[24:], Y[24:]
 WEIGHTS = np.linspace(0, 2, 24).astype("float32")
 VALIDATION = {"validation_data": (VX, VY)}
+HISTORY = types.SimpleNamespace(history={"loss": [1.0]})
 
 
 def _array(value):
@@ -288,6 +290,38 @@ def test_weights_stay_with_their_images():
         np.testing.assert_allclose(weights * (targets * costs).sum(axis=1), loss, rtol=1e-5)
         some = weights > 0
         np.testing.assert_allclose(targets.sum(axis=1)[some], 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_fit_gets_an_untuned_dataset_of_the_same_batches_on_tensorflow(monkeypatch, mixing):
+    """`fit` of a trial, with weights and epochs of two batches, the last of which is not full."""
+    given = []
+    monkeypatch.setattr(keras.Model, "fit", lambda _, x, **settings: given.append(x) or HISTORY)
+    recipe = RECIPE.replace(batch_size=10, mixup=0.4 if mixing else 0.0)
+    hypermodel = _hypermodel(recipe)
+    hp = keras_tuner.HyperParameters()
+    hypermodel.fit(
+        hp, hypermodel.build(hp), X, Y, sample_weight=WEIGHTS, steps_per_epoch=2, shuffle=True
+    )
+    if keras.backend.backend() != "tensorflow":
+        assert isinstance(given[0], TrialBatches)
+        return
+    assert given[0].options().autotune.enabled is False
+    source = TrialBatches(
+        *(X, Y, 10),
+        augment=assembly.augmentation(recipe),
+        seed=hypermodel._seed(),
+        num_classes=10,
+        sample_weight=WEIGHTS,
+        shuffle=True,
+        steps_per_epoch=2,
+    )
+    for epoch in range(3):
+        found = list(given[0])
+        assert [len(batch[0]) for batch in found] == [[10, 10], [4, 10], [10, 4]][epoch]
+        for index, batch in enumerate(found):
+            for part, expected in zip(batch, source.batch(epoch, index), strict=True):
+                np.testing.assert_array_equal(_array(part), expected)
 
 
 @pytest.mark.once
