@@ -717,6 +717,7 @@ def test_the_tables_of_growth_lesions_and_peers():
         "| MFResNet32 | 16 |  | 2.0 | 30.0 | 30.0 | 1 |",
         "| MFResNet32 | 20 | 10 at the depth of ResNet20 | 2.0 | 31.9, 33.1 | 32.5 | 2 |",
     ]
+    assert [cell.cost for cell in growth.cells(rows)] == [1.96, 2.0]
     network = {"model": "ResNet20", "weights": "cifar10", "statistics": "trained"}
     rows = [
         {**network, "change": "lesion", "where": where, "error": error}

@@ -15,6 +15,7 @@ _COMMANDS = {
     "docs/demo.png": "mf-zoo demo --picture docs/demo.png",
     "docs/grad_cam.png": "python examples/grad_cam.py --images 4 --output docs/grad_cam.png",
     "benchmarks/results/depth.png": "python -m benchmarks.depth --data-dir D",
+    "benchmarks/results/growth.png": "python -m benchmarks.growth",
     "benchmarks/results/depth_transfer-tensorflow.png": "python -m benchmarks.depth_transfer "
     "--data-dir D",
 }
