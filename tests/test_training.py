@@ -314,6 +314,22 @@ def test_evaluation_by_hand():
         evaluate(_identity(7), logits, labels, superclasses=superclasses[1:])
 
 
+def test_images_are_measured_in_a_dataset_that_is_not_tuned(monkeypatch):
+    given, predict = [], keras.Model.predict
+    monkeypatch.setattr(
+        keras.Model, "predict", lambda m, x, **s: given.append(x) or predict(m, x, **s)
+    )
+    logits = np.eye(3, dtype="float32")
+    evaluate(_identity(3), logits, np.arange(3), batch_size=2, from_logits=True)
+    if keras.backend.backend() == "tensorflow":
+        assert given[0].options().autotune.enabled is False and len(given[0]) == 2
+    else:
+        assert given[0] is logits
+    # What Keras converts is left to it: float64 to its own float, for one.
+    scores = evaluate(_identity(3), logits.astype("float64"), np.arange(3), from_logits=True)
+    assert scores.top1 == 100 and given[1].dtype == "float64"
+
+
 def test_evaluation_of_extreme_logits_is_finite_and_exact():
     logits = np.array([[1e4, 0.0], [0.0, 1e4]], "float32")
     scores = evaluate(_identity(2), logits, np.array([0, 0]), from_logits=True)

@@ -179,3 +179,24 @@ def look_ahead(dataset: Any, batches: int) -> Any:
     options.experimental_optimization.inject_prefetch = False
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches))
     return (dataset.prefetch(2) if batches > 4 else dataset).with_options(options)
+
+
+def for_predict(images: Any, batch_size: int) -> Any:
+    """What to give `predict`: on TensorFlow a `tf.data.Dataset` of batches that is not tuned.
+
+    Of an array Keras itself makes one that `tf.data` tunes, and its end is waited for (see
+    `look_ahead`). Other inputs than arrays of uint8 or float32, which Keras may convert, are left
+    to it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return images
+    if not isinstance(images, np.ndarray) or images.dtype not in ("uint8", "float32"):
+        return images
+    import tensorflow as tf
+
+    starts = range(0, len(images), batch_size)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: (images[start : start + batch_size] for start in starts),
+        output_signature=tf.TensorSpec((None, *images.shape[1:]), images.dtype),
+    )
+    return look_ahead(dataset, len(starts))

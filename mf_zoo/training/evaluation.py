@@ -8,6 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from mf_zoo.data.epochs import for_predict
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -116,7 +118,10 @@ def evaluate(
             "Evaluation needs at least one image and one label for each. "
             f"Received: {len(images)} images, labels of shape {labels.shape}"
         )
-    outputs = model.predict(images, batch_size=batch_size, verbose=verbose)
+    given = for_predict(images, batch_size)
+    outputs = model.predict(
+        given, batch_size=batch_size if given is images else None, verbose=verbose
+    )
     return measure(outputs, labels, from_logits, label_smoothing, superclasses)
 
 
