@@ -144,6 +144,7 @@ class Bench:
     def train(self, network: Any, dataset: str, epochs: int) -> None:
         """Trains for some epochs: one cycle of the learning rate."""
         from mf_zoo import data
+        from mf_zoo.data.batching import for_fit
         from mf_zoo.training import assembly, get_recipe
         from mf_zoo.training.callbacks import SetEpoch
         from mf_zoo.training.schedules import learning_rate_schedule
@@ -156,7 +157,11 @@ class Bench:
         schedule = learning_rate_schedule(recipe, len(batches))
         assembly.compile_network(network, recipe, schedule, 0)
         network.fit(
-            batches, epochs=epochs, shuffle=False, callbacks=[SetEpoch(batches, 0)], verbose=0
+            for_fit(batches),
+            epochs=epochs,
+            shuffle=False,
+            callbacks=[SetEpoch(batches, 0)],
+            verbose=0,
         )
 
     def known(self, row: Mapping[str, Any]) -> bool:
@@ -176,16 +181,22 @@ class Bench:
         print({key: found[key] for key in (*_KEY[:5], "error", "seconds")}, flush=True)
 
 
+def _column(row: Mapping[str, Any]) -> tuple[int, int, bool, str]:
+    """The state of a row as a column: what it is sorted by, and at last its name."""
+    epochs, images = training_epochs(row["state"]), int(row["training_images"])
+    name = row["state"]
+    if epochs:
+        name = f"{epochs} epoch{'s' * (epochs > 1)} of {images:,}"
+    return images, epochs, row["state"] != AS_IT_IS, name
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The rows as a Markdown table: a line for each network and rule, a column for each state."""
-    states = sorted(
-        {row["state"] for row in rows},
-        key=lambda state: (training_epochs(state), state != AS_IT_IS, state),
-    )
+    states = [column[-1] for column in sorted(set(map(_column, rows)))]
     errors: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = (row["model"], row["weights"], row["rule"], row["depth"], row["particles"])
-        errors.setdefault(tuple(map(str, key)), {})[row["state"]] = row["error"]
+        errors.setdefault(tuple(map(str, key)), {})[_column(row)[-1]] = row["error"]
     yield f"| network | weights | rule | depth | particles | {' | '.join(states)} |"
     yield "|---|---|---|---:|---|" + "---:|" * len(states)
     for key, found in sorted(errors.items(), key=lambda item: (*item[0][:3], int(item[0][3]))):
@@ -206,7 +217,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         return
     rows = [row for row in rows if row["rule"] == "split"]
     names = sorted({row["weights"] for row in rows})
-    states = list(dict.fromkeys(row["state"] for row in rows))
+    states = [column[-1] for column in sorted(set(map(_column, rows)))]
     figure = Figure(figsize=(4.2 * len(names) + 1.6, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for number, state in enumerate(states):
@@ -214,7 +225,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 points = sorted(
                     (int(row["depth"]), float(row["error"]))
                     for row in rows
-                    if (row["weights"], row["state"], row["model"]) == (name, state, model)
+                    if (row["weights"], _column(row)[-1], row["model"]) == (name, state, model)
                 )
                 if points:
                     plain = not model.startswith("MF")
