@@ -292,7 +292,8 @@ def test_the_campaign_of_settings_changes_one_value_at_a_time_on_held_out_images
     assert {(run.settings.model, run.settings.holdout) for run in found} == {("ResNet20", 5000)}
     base = {"epochs", "dtype_policy"}
     changed = [base ^ set(run.overrides) for run in found]
-    assert all(len(names) <= 1 for names in changed)
+    together = {"alternating_flip", "weight_decay"}  # the two that were better alone
+    assert all(len(names) <= 1 or names == together for names in changed)
     seeds = [run.settings.seed for run in found if set(run.overrides) == base]
     assert sorted(seeds) == [0, 1, 2]
     assert set().union(*changed) == {
@@ -302,7 +303,7 @@ def test_the_campaign_of_settings_changes_one_value_at_a_time_on_held_out_images
         "label_smoothing",
         "ema_momentum",
         "alternating_flip",
-        "dtype_policy",  # one run in float32
+        "dtype_policy",  # runs in float32
     }
 
 
