@@ -108,6 +108,7 @@ def _line(model, seed, error, **changes):
         "epochs_done": 3,
         "test_error": error,
         "test_top5_error": 0.25 * (1 + seed),
+        "test_loss": 0.2 + 0.1 * seed,
         "order_swaps": 2 * seed if model.startswith("MF") else 0,
         "train_images": 50000,
         "device": "chip",
@@ -153,16 +154,16 @@ def test_tables_by_hand(tmp_path):
     setting = "cosine, 3 epochs"
     # 7.0, 7.4, 7.2: mean 7.2, squares 0.04 + 0.04 + 0, half of it 0.04, root 0.2. Swaps 0, 2, 4.
     assert rows["`MFResNet20`", setting] == [
-        *("3", "7.20", "0.20", "0.50"),
+        *("3", "7.20", "0.20", "0.50", "0.3000"),
         *("2.0", "8.75", "7.40", "5.97"),
     ]
     # 7.5, 7.5, 7.8, 9.0: mean 7.95; 0.2025 + 0.2025 + 0.0225 + 1.1025 = 1.53; a third's root.
     assert rows["`ResNet20`", setting] == [
-        *("4", "7.95", "0.71", "0.62"),
+        *("4", "7.95", "0.71", "0.62", "0.3500"),
         *("", "8.75", "7.40", "5.97"),
     ]
     assert rows["`ResNet56`", setting] == [
-        *("1", "5.25", "", "0.25"),
+        *("1", "5.25", "", "0.25", "0.2000"),
         *("", "6.97", "5.63", "4.52"),
     ]
     # -0.5, -0.1, -0.6: mean -0.4; squares 0.01 + 0.09 + 0.04 = 0.14, half's root 0.26458;
@@ -229,8 +230,8 @@ def test_a_sweep_is_compared_with_the_plain_network_of_the_same_recipe(tmp_path)
     assert not any("MFResNet56" in key[0] and "-" in key[0] for key in rows)
     assert "45,000 training images: error on the last 5000 training images" in text
     # Published test errors stand beside test errors only.
-    assert len(rows["`MFResNet56`", "cosine, 3 epochs"]) == 5
-    assert len(rows["`ResNet20`", "cosine, 3 epochs"]) == 8
+    assert len(rows["`MFResNet56`", "cosine, 3 epochs"]) == 6
+    assert len(rows["`ResNet20`", "cosine, 3 epochs"]) == 9
 
 
 def test_cifar100_has_the_error_of_superclasses(tmp_path):
@@ -243,7 +244,7 @@ def test_cifar100_has_the_error_of_superclasses(tmp_path):
     text = markdown(_results(tmp_path, lines))
     rows = _tables(text)
     header = rows["model", "setting"]
-    assert header[3:6] == ["top-5", "coarse", "swaps"]
+    assert header[3:7] == ["top-5", "coarse", "loss", "swaps"]
     assert rows["`ResNet20`", "cosine, 3 epochs"][3:5] == ["0.38", "21.00"]
     assert rows["`ResNet32`", "cosine, 3 epochs"][3:5] == ["", ""]  # an earlier version's
     assert "coarse" not in markdown(_results(tmp_path, LINES[:1])).split("## cifar10")[1]

@@ -52,8 +52,9 @@ def markdown(folder: Path) -> str:
         "",
         "Errors are in percent after the **last** epoch, never the best one: of the most probable",
         "class (mean and sample standard deviation, n - 1, over seeds), of the five most probable",
-        "ones (top-5) and of the most probable one's superclass (coarse). Swaps are exchanges of",
-        "neighbours in the depth order over the whole training. Figures are means over seeds.",
+        "ones (top-5) and of the most probable one's superclass (coarse). Loss is the mean negative",
+        "log-likelihood of the right class, in nats. Swaps are exchanges of neighbours in the depth",
+        "order over the whole training. Figures are means over seeds.",
     ]
     for key in dict.fromkeys(cell.data for cell in found):
         chosen = [cell for cell in found if cell.data == key]
@@ -82,7 +83,10 @@ def _errors(chosen: Sequence[Cell]) -> list[str]:
     compared = chosen[0].evaluated_on == "test"
     kinds = published.KINDS if compared else ()
     coarse = data.superclasses(chosen[0].dataset) is not None
-    others = {"top-5": "test_top5_error"} | ({"coarse": "test_coarse_error"} if coarse else {})
+    others = {"top-5": ("test_top5_error", 2)}
+    if coarse:
+        others["coarse"] = ("test_coarse_error", 2)
+    others["loss"] = ("test_loss", 4)
     rows = []
     sources: dict[tuple[str, published.Source], dict[str, None]] = {}
     for cell in chosen:
@@ -91,10 +95,10 @@ def _errors(chosen: Sequence[Cell]) -> list[str]:
         swaps = statistics.fmean(int(row["order_swaps"]) for row in cell.rows.values())
         row = [f"`{cell.model}`", cell.setting, str(len(errors)), f"{statistics.fmean(errors):.2f}"]
         row += ["" if spread is None else f"{spread:.2f}"]
-        for column in others.values():
+        for column, digits in others.values():
             # Runs of an earlier version have not measured them.
             values = [float(row[column]) for row in cell.rows.values() if row[column]]
-            row.append(f"{statistics.fmean(values):.2f}" if values else "")
+            row.append(f"{statistics.fmean(values):.{digits}f}" if values else "")
         row += [f"{swaps:.1f}" if cell.mean_field else ""]
         for kind in kinds:
             entry = published.find(cell.model, cell.dataset, kind)
