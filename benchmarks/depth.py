@@ -210,15 +210,11 @@ def readme_table() -> str:
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws error against depth: a panel for each dataset, a colour for each state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: it needs matplotlib", file=sys.stderr)
-        return
     rows = [row for row in rows if row["rule"] == "split"]
     names = sorted({row["weights"] for row in rows})
     states = [column[-1] for column in sorted(set(map(_column, rows)))]
-    figure = Figure(figsize=(4.2 * len(names) + 1.6, 3.6), layout="constrained")
+    if (figure := harness.figure(4.2 * len(names) + 1.6, 3.6)) is None:
+        return
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for number, state in enumerate(states):
             for model in sorted({row["model"] for row in rows}):
@@ -241,7 +237,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.axes[0].set_ylabel("test error, %")
     handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
-    files.write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    harness.save_figure(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -216,14 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], horizon: float, path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: it needs matplotlib", file=sys.stderr)
+    if (figure := harness.figure(8, 3.4)) is None:
         return
-    from mf_zoo import files
-
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
     sides = figure.subplots(1, 2, sharey=True)
     losses, best = mean_losses(rows), best_rates(rows)
     for axes, scaling in zip(sides, (False, True), strict=True):
@@ -253,7 +247,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], horizon: float, path: Path) -> None
         axes.set_title(f"{'with' if scaling else 'without'} mean-field scaling, T = {horizon:g}")
     sides[0].set_ylabel("training loss, mean over seeds")
     sides[0].legend(fontsize=8)
-    files.write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    harness.save_figure(figure, path)
 
 
 if __name__ == "__main__":

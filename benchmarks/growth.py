@@ -80,13 +80,9 @@ def table(rows: Iterable[Mapping[str, str]]) -> str:
 
 def draw(rows: Iterable[Mapping[str, str]], path: Path) -> None:
     """Draws error against cost: a colour for each network, all seeds, and a line at their mean."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: it needs matplotlib", file=sys.stderr)
-        return
     found = cells(rows)
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    if (figure := harness.figure(6.4, 3.8)) is None:
+        return
     axes = figure.subplots()
     models = sorted({cell.model for cell in found}, key=lambda name: (len(name), name))
     for cell in sorted(found, key=lambda cell: (models.index(cell.model), cell.start)):
@@ -99,7 +95,7 @@ def draw(rows: Iterable[Mapping[str, str]], path: Path) -> None:
     axes.set(xlabel="training, $10^{12}$ multiply-adds", ylabel="error, %", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    files.write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    harness.save_figure(figure, path)
 
 
 def readme_table() -> str:

@@ -312,6 +312,21 @@ def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> Non
     files.write_rows(path, lines, lines[0])
 
 
+def figure(width: float, height: float) -> Any:
+    """An empty figure of Matplotlib, in inches; `None`, which it says, without Matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no picture: it needs matplotlib", file=sys.stderr)
+        return None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG."""
+    files.write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
+
+
 def table(rows: Sequence[Comparison]) -> str:
     """The comparisons as a text table."""
     lines = [
