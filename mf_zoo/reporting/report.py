@@ -52,9 +52,9 @@ def markdown(folder: Path) -> str:
         "",
         "Errors are in percent after the **last** epoch, never the best one: of the most probable",
         "class (mean and sample standard deviation, n - 1, over seeds), of the five most probable",
-        "ones (top-5) and of the most probable one's superclass (coarse). Loss is the mean negative",
-        "log-likelihood of the right class, in nats. Swaps are exchanges of neighbours in the depth",
-        "order over the whole training. Figures are means over seeds.",
+        "ones (top-5) and of the most probable one's superclass (coarse). Loss is the mean of the",
+        "negative log-likelihood of the right class, in nats. Swaps are exchanges of neighbours in",
+        "the depth order over the whole training. Figures are means over seeds.",
     ]
     for key in dict.fromkeys(cell.data for cell in found):
         chosen = [cell for cell in found if cell.data == key]
