@@ -17,7 +17,13 @@ from mf_zoo.markdown import table
 from mf_zoo.reporting import pictures, published
 from mf_zoo.reporting.cell import cells, read_results
 from mf_zoo.reporting.report import markdown
-from mf_zoo.reporting.statistics import deviation, t_975, t_interval
+from mf_zoo.reporting.statistics import (
+    deviation,
+    difference_interval,
+    pooled_deviation,
+    t_975,
+    t_interval,
+)
 from mf_zoo.training.campaign import COLUMNS
 
 pytestmark = pytest.mark.once
@@ -74,6 +80,30 @@ def test_intervals_move_and_stretch_with_the_numbers(values, shift, scale):
     assert low <= sum(values) / len(values) + 1e-9 and high >= sum(values) / len(values) - 1e-9
     moved = t_interval([scale * value + shift for value in values])
     assert moved == pytest.approx((scale * low + shift, scale * high + shift), abs=1e-6, rel=1e-6)
+
+
+numbers = st.lists(st.integers(-800, 800).map(lambda n: n / 8), min_size=1, max_size=6)
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")  # SciPy's, of a sample of equal numbers
+@given(numbers, numbers)
+@settings(deadline=None)  # the first example imports scipy.stats
+def test_the_interval_of_two_samples_is_that_of_students_test(first, second):
+    stats = pytest.importorskip("scipy.stats")
+    pooled = pooled_deviation([first, second])
+    assert (pooled is None) == (len(first) == len(second) == 1)
+    if pooled is None or pooled[0] < 1e-6:
+        return
+    expected = stats.ttest_ind(first, second, equal_var=True).confidence_interval(0.95)
+    found = difference_interval(first, second, *pooled)
+    assert found == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-6)
+
+
+def test_a_deviation_pooled_over_samples_by_hand():
+    # Squares about the means 2, 12, 5: 1 + 1, 4 + 0 + 4, 0; degrees 1 + 2 + 0.
+    spread, degrees = pooled_deviation([[1.0, 3.0], [10.0, 12.0, 14.0], [5.0]])
+    assert (spread, degrees) == (pytest.approx(math.sqrt(10 / 3)), 3)
+    assert pooled_deviation([[1.0], [2.0]]) is None and pooled_deviation([]) is None
 
 
 def test_published_figures_are_those_of_the_design_notes():
@@ -232,6 +262,49 @@ def test_a_sweep_is_compared_with_the_plain_network_of_the_same_recipe(tmp_path)
     # Published test errors stand beside test errors only.
     assert len(rows["`MFResNet56`", "cosine, 3 epochs"]) == 6
     assert len(rows["`ResNet20`", "cosine, 3 epochs"]) == 9
+
+
+def test_settings_are_compared_with_the_first_of_the_same_network_by_hand(tmp_path):
+    held_out = {"evaluated_on": "last 5000 training images", "train_images": 45000}
+
+    def line(model, seed, error, loss, overrides):
+        return _line(model, seed, error, test_loss=loss, overrides=overrides, **held_out)
+
+    lines = [
+        line("ResNet20", 0, 10.0, 0.30, "epochs=3"),
+        line("MFResNet20", 0, 11.0, 0.40, "epochs=3"),
+        line("MFResNet20", 0, 10.5, 0.42, "epochs=3 quadrature=midpoint"),
+        line("ResNet20", 0, 9.0, 0.35, "epochs=3 nesterov=false"),
+        line("ResNet20", 1, 10.4, 0.32, "epochs=3"),
+        line("ResNet20", 1, 9.8, 0.31, "epochs=3 nesterov=false"),
+        line("ResNet20", 0, 8.0, "", "epochs=3 flip=false"),  # an earlier version's
+        line("ResNet56", 0, 7.0, 0.2, "epochs=3"),  # one setting
+        _line("ResNet20", 0, 1.0, overrides="epochs=3 nesterov=false"),  # on all images
+    ]
+    text = markdown(_results(tmp_path, lines))
+    title = "### Settings minus the first"
+    assert text.count(title) == 1
+    text = text.split(title)[1].split("\n##")[0]
+    # Squares about the means 10.2 and 9.4: 0.04 + 0.04 + 0.16 + 0.16 = 0.4, of 2 degrees of freedom
+    # 0.2, its root 0.4472. Of the losses 0.31 and 0.33: 0.0002 + 0.0008, 0.0005, 0.02236.
+    assert (
+        "- `ResNet20`: cosine, 3 epochs; deviation over seeds 0.45 (error) and 0.0224 (loss) of 2 "
+        "degrees of freedom\n" in text
+    )
+    assert "- `MFResNet20`: cosine, 3 epochs; deviation over seeds not known\n" in text
+    rows = _tables(text)
+    # -0.8 -+ 4.3027 * 0.4472 = 1.9242; 0.02 -+ 4.3027 * 0.02236 = 0.0962.
+    assert rows["`ResNet20`", "cosine, 3 epochs, nesterov=false"] == [
+        *("2, 2", "-0.80", "-2.72 to +1.12", "+0.0200", "-0.0762 to +0.1162")
+    ]
+    # -2.2 -+ 1.9242 sqrt(3 / 2) = 2.3567.
+    assert rows["`ResNet20`", "cosine, 3 epochs, flip=false"] == [
+        *("1, 2", "-2.20", "-4.56 to +0.16", "", "")
+    ]
+    assert rows["`MFResNet20`", "cosine, 3 epochs, quadrature=midpoint"] == [
+        *("1, 1", "-0.50", "none", "+0.0200", "none")
+    ]
+    assert len(rows) == 2 + 3 and "ResNet56" not in text
 
 
 def test_cifar100_has_the_error_of_superclasses(tmp_path):

@@ -55,6 +55,10 @@ class Cell:
         """The last epoch's error by seed, in percent."""
         return {seed: float(row["test_error"]) for seed, row in sorted(self.rows.items())}
 
+    def values(self, column: str) -> list[float]:
+        """The numbers in a column of `runs.csv`, by seed; earlier versions may have left it out."""
+        return [float(row[column]) for _, row in sorted(self.rows.items()) if row[column]]
+
     def twin(self, others: Iterable["Cell"]) -> "Cell | None":
         """The plain network of a mean-field one: otherwise trained and evaluated alike."""
         wanted = (self.plain_model, *self.data, self.plain_setting)

@@ -9,7 +9,12 @@ from mf_zoo.markdown import table
 from mf_zoo.reporting import published
 from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.pictures import PICTURES, drawable
-from mf_zoo.reporting.statistics import deviation, t_interval
+from mf_zoo.reporting.statistics import (
+    deviation,
+    difference_interval,
+    pooled_deviation,
+    t_interval,
+)
 
 REPORT = "report.md"
 
@@ -19,7 +24,8 @@ def markdown(folder: Path) -> str:
 
     For each network and setting the mean and the standard deviation over seeds of the last
     epoch's error, never the best epoch's, beside published figures; and for each mean-field
-    network the difference to its plain twin, paired by seed, with a 95 % confidence interval.
+    network the difference to its plain twin, paired by seed, with a 95 % confidence interval. Where
+    a network was trained by several settings, the differences to the first of them, with theirs.
 
     Args:
         folder: The folder of its results, with `runs.csv`.
@@ -68,6 +74,8 @@ def markdown(folder: Path) -> str:
         ]
         if pairs := [(cell, twin) for cell in chosen if (twin := cell.twin(chosen))]:
             lines += ["", "### Mean-field minus plain", "", *_differences(pairs)]
+        if compared := _settings(chosen):
+            lines += ["", "### Settings minus the first", "", *compared]
     if names := drawable(folder, found):
         lines += ["", "## Pictures"]
         for name in names:
@@ -96,8 +104,7 @@ def _errors(chosen: Sequence[Cell]) -> list[str]:
         row = [f"`{cell.model}`", cell.setting, str(len(errors)), f"{statistics.fmean(errors):.2f}"]
         row += ["" if spread is None else f"{spread:.2f}"]
         for column, digits in others.values():
-            # Runs of an earlier version have not measured them.
-            values = [float(row[column]) for row in cell.rows.values() if row[column]]
+            values = cell.values(column)
             row.append(f"{statistics.fmean(values):.{digits}f}" if values else "")
         row += [f"{swaps:.1f}" if cell.mean_field else ""]
         for kind in kinds:
@@ -146,5 +153,54 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]]) -> list[str]:
     ]
 
 
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"
+def _settings(chosen: Sequence[Cell]) -> list[str]:
+    """Each network's settings beside the first of them; nothing if no network has several."""
+    columns = {"error": ("test_error", 2), "loss": ("test_loss", 4)}
+    bases, rows = [], []
+    for model in dict.fromkeys(cell.model for cell in chosen):
+        first, *others = (cell for cell in chosen if cell.model == model)
+        if not others:
+            continue
+        pooled = {
+            column: pooled_deviation([cell.values(column) for cell in (first, *others)])
+            for column, _ in columns.values()
+        }
+        spreads = [
+            f"{pooled[column][0]:.{digits}f} ({name})"
+            for name, (column, digits) in columns.items()
+            if pooled[column]
+        ]
+        spread = " and ".join(spreads) or "not known"
+        if pooled["test_error"]:
+            spread += f" of {pooled['test_error'][1]} degrees of freedom"
+        bases.append(f"- `{model}`: {first.setting}; deviation over seeds {spread}")
+        for cell in others:
+            row = [f"`{model}`", cell.setting, f"{len(cell.rows)}, {len(first.rows)}"]
+            for column, digits in columns.values():
+                ours, theirs = cell.values(column), first.values(column)
+                if not ours or not theirs:
+                    row += ["", ""]
+                    continue
+                ends = pooled[column] and difference_interval(ours, theirs, *pooled[column])
+                row.append(_signed(statistics.fmean(ours) - statistics.fmean(theirs), digits))
+                row.append(" to ".join(_signed(end, digits) for end in ends) if ends else "none")
+            rows.append(row)
+    if not rows:
+        return []
+    header = ["model", "setting", "seeds"]
+    for name in columns:
+        header += [name, "95 % interval"]
+    return [
+        "Differences of the means; below 0 the setting is better. The intervals are Student's,",
+        "with the deviation over seeds pooled over all settings of the network; there are none",
+        "where each has one seed. One interval in twenty misses, and the best of many settings",
+        "looks better than it is. The first settings:",
+        "",
+        *bases,
+        "",
+        table(header, rows),
+    ]
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}"

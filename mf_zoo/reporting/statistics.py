@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def t_975(degrees: int) -> float:
@@ -58,6 +58,60 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     if spread is None:
         return None
     mean, half = statistics.fmean(values), t_975(len(values) - 1) * spread / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def pooled_deviation(samples: Iterable[Sequence[float]]) -> tuple[float, int] | None:
+    """Standard deviation of samples whose laws have different means but the same deviation.
+
+    The root of the sum of squares about each sample's own mean, divided by the degrees of freedom
+    (Fisher, *Statistical Methods for Research Workers*, 1925).
+
+    Args:
+        samples: The samples, each of at least one number.
+
+    Returns:
+        The deviation and its degrees of freedom, `n - 1` for each sample of `n`; `None` where all
+        samples are of one number.
+
+    Example:
+
+    >>> pooled_deviation([[1.0, 3.0], [10.0, 14.0], [5.0]])  # sqrt((2 + 8) / 2)
+    (2.23606797749979, 2)
+    """
+    samples = [sample for sample in samples if len(sample) > 1]
+    degrees = sum(len(sample) - 1 for sample in samples)
+    if not degrees:
+        return None
+    squares = sum(statistics.variance(sample) * (len(sample) - 1) for sample in samples)
+    return math.sqrt(squares / degrees), degrees
+
+
+def difference_interval(
+    first: Sequence[float], second: Sequence[float], spread: float, degrees: int
+) -> tuple[float, float]:
+    """95 % confidence interval for the difference of the means of two normal laws.
+
+    `mean(first) - mean(second) -+ t s sqrt(1 / n1 + 1 / n2)`. Where `s` is pooled over the two
+    samples alone, this is the interval of Student's test of two samples.
+
+    Args:
+        first: A sample.
+        second: Another one.
+        spread: The deviation `s` of both laws, as `pooled_deviation` finds it.
+        degrees: Its degrees of freedom.
+
+    Returns:
+        Both ends.
+
+    Example:
+
+    >>> low, high = difference_interval([3.0], [1.0], 1.0, 2)  # 2 -+ 4.3027 sqrt(2)
+    >>> round(low, 3), round(high, 3)
+    (-4.085, 8.085)
+    """
+    mean = statistics.fmean(first) - statistics.fmean(second)
+    half = t_975(degrees) * spread * math.sqrt(1 / len(first) + 1 / len(second))
     return mean - half, mean + half
 
 
