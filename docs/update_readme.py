@@ -26,7 +26,7 @@ from benchmarks import (
 from benchmarks.scaling import tables
 from docs import dependencies
 from examples import transfer
-from mf_zoo import files
+from mf_zoo import files, reporting
 from mf_zoo.weights.__main__ import table
 from tests import trust
 
@@ -34,6 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # For each document its generated parts.
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"weights": table},
+    "docs/evidence.md": {
+        "evidence": lambda: reporting.evidence(sorted((ROOT / "results").iterdir())),
+    },
     "docs/fine_tune.md": {
         "transfer": lambda: transfer.table(
             files.read_rows(harness.RESULTS / "transfer-tensorflow.csv")

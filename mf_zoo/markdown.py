@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and numbers in them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +32,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
             )
         lines.append(_line(row))
     return "\n".join(lines)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference as text, with its sign; 0 is `+0`, whatever its own.
+
+    Example:
+
+    >>> mf_zoo.markdown.signed(-0.004), mf_zoo.markdown.signed(-0.4, 1)
+    ('+0.00', '-0.4')
+    """
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from mf_zoo import cli
 from mf_zoo.errors import UserError
 from mf_zoo.files import write_rows
 from mf_zoo.markdown import table
-from mf_zoo.reporting import pictures, published
+from mf_zoo.reporting import evidence, pictures, published
 from mf_zoo.reporting.cell import cells, read_results
 from mf_zoo.reporting.report import markdown
 from mf_zoo.reporting.statistics import (
@@ -478,3 +478,40 @@ def test_a_campaign_without_a_finished_run_has_a_report(tmp_path, capsys):
     text = (folder / "report.md").read_text()
     assert "0 of 1 runs are finished (1 waiting; they are in no table)." in text
     assert "device: nothing yet" in text and "##" not in text.split("## Trained with")[0]
+
+
+# --- All campaigns together ------------------------------------------------------------------
+
+
+def test_the_evidence_of_several_campaigns_by_hand(tmp_path):
+    hundred = {"dataset": "cifar100"}
+    held_out = {"evaluated_on": "last 5000 training images", "train_images": 45000}
+    first = _results(tmp_path / "first", LINES)
+    second = _results(
+        tmp_path / "second",
+        [
+            LINES[0],  # counts once
+            _line("MFResNet20", 3, 8.0, overrides="epochs=3"),  # a seed more, by another spelling
+            _line("MFResNet20", 0, 30.0, **hundred),
+            _line("ResNet20", 0, 31.0, **hundred),
+            _line("MFResNet20", 0, 6.0, overrides="reorder=false"),
+            _line("MFResNet32", 0, 5.0),  # without a twin
+            _line("MFResNet44", 0, 9.0, **held_out),
+            _line("ResNet44", 0, 8.0, **held_out),
+        ],
+    )
+    # Differences -0.5, -0.1, -0.6, -1.0: mean -0.55; squares 0.0025 + 0.2025 + 0.0025 + 0.2025, in
+    # all 0.41, a third's root 0.36968; 3.1824 * 0.36968 / 2 = 0.58825. 7, 7.4, 7.2, 8: mean 7.4;
+    # squares 0.16 + 0 + 0.04 + 0.36 = 0.56, a third's root 0.43. The others as above. Swaps 0, 2,
+    # 4, 6.
+    twins, alone = "cosine, 3 epochs", "none for n = 1 | -0.55 to -0.25 | 0.0"
+    assert evidence([str(second), first]).splitlines()[2:] == [
+        f"| `ResNet20` | cifar10 | 50,000 | {twins} | 4 | 7.40 ± 0.43 | 7.95 ± 0.71 | -0.55 "
+        "| -1.14 to +0.04 | -0.55 to -0.25 | 3.0 |",
+        f"| `ResNet20` | cifar10 | 50,000 | {twins}, reorder=false | 1 | 6.00 | 7.50 | -1.50 "
+        f"| {alone} |",
+        f"| `ResNet20` | cifar100 | 50,000 | {twins} | 1 | 30.00 | 31.00 | -1.00 | {alone} |",
+        f"| `ResNet56` | cifar10 | 50,000 | {twins} | 1 | 5.50 | 5.25 | +0.25 | {alone} |",
+    ]
+    assert evidence([]) == evidence([_results(tmp_path / "third", LINES[1:2])])
+    assert "have a seed in common yet" in evidence([])

@@ -9,6 +9,7 @@ __all__, __getattr__, __dir__ = lazy.attach(
         "PUBLISHED": "published",
         "cells": "cell",
         "draw": "pictures",
+        "evidence": "twins",
         "markdown": "report",
         "model_card": "card",
         "read_results": "cell",

@@ -6,6 +6,11 @@ from mf_zoo import applications
 
 KINDS = ("paper", "public recipe", "best public")
 
+# By how many points of error every mean-field ResNet and ResNeXt that they tried is below the same
+# network trained by plain SGD, on both CIFARs: Lu, Ma, Lu, Lu, Ying, *A Mean-field Analysis of Deep
+# ResNet and Beyond*, ICML 2020, arXiv 2003.05508.
+CLAIM = (0.25, 0.55)
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mf_zoo import data
-from mf_zoo.markdown import table
+from mf_zoo.markdown import signed, table
 from mf_zoo.reporting import published
 from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.pictures import PICTURES, drawable
@@ -137,9 +137,9 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]]) -> list[str]:
                 f"`{cell.model}` - `{twin.model}`",
                 cell.setting,
                 str(len(values)),
-                _signed(statistics.fmean(values)),
-                "none for n = 1" if ends is None else " to ".join(map(_signed, ends)),
-                ", ".join(f"{seed}: {_signed(value)}" for seed, value in differences.items()),
+                signed(statistics.fmean(values)),
+                "none for n = 1" if ends is None else " to ".join(map(signed, ends)),
+                ", ".join(f"{seed}: {signed(value)}" for seed, value in differences.items()),
             ]
         )
     header = ["networks", "setting", "n", "difference", "95 % interval", "by seed"]
@@ -182,8 +182,8 @@ def _settings(chosen: Sequence[Cell]) -> list[str]:
                     row += ["", ""]
                     continue
                 ends = pooled[column] and difference_interval(ours, theirs, *pooled[column])
-                row.append(_signed(statistics.fmean(ours) - statistics.fmean(theirs), digits))
-                row.append(" to ".join(_signed(end, digits) for end in ends) if ends else "none")
+                row.append(signed(statistics.fmean(ours) - statistics.fmean(theirs), digits))
+                row.append(" to ".join(signed(end, digits) for end in ends) if ends else "none")
             rows.append(row)
     if not rows:
         return []
@@ -200,7 +200,3 @@ def _settings(chosen: Sequence[Cell]) -> list[str]:
         "",
         table(header, rows),
     ]
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    return f"{round(value, digits) + 0.0:+.{digits}f}"

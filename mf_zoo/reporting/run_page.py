@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mf_zoo import __version__, applications, data, files
 from mf_zoo.errors import UserError, user_errors
+from mf_zoo.markdown import signed
 from mf_zoo.reporting import page, plots
 from mf_zoo.reporting.page import Page
 from mf_zoo.reporting.run import Run, record_file
@@ -396,7 +397,7 @@ def _pairs(found: Sequence[Run], measured: "Sequence[Predictions | None]") -> st
     for i, j in twins:
         one, two = found[i], found[j]
         row = [f"{one.name} and {two.name}"]
-        row.append("" if None in (one.error, two.error) else f"{one.error - two.error:+.2f}")
+        row.append("" if None in (one.error, two.error) else signed(one.error - two.error))
         first, second = measured[i], measured[j]
         if first is not None and second is not None:
             only = [
