@@ -417,8 +417,33 @@ def test_pictures_show_the_data(tmp_path):
         [(0, 1), (1, 1), (2, 0), (3, 0)],
     ]
     assert list(order) == list(times)
-    points = [x for line in curves(pictures._draw_settings)[""] for x, _ in line]
+    points = [x for line in curves(pictures._draw_settings)["cosine, 3 epochs"] for x, _ in line]
     assert {7.0, 7.4, 7.2, 5.25} <= set(points)
+
+
+def test_pictures_leave_no_empty_panel_and_labels_say_what_differs(tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    lines = [
+        _line(f"ResNet{depth}", 0, 9.0, overrides=f"epochs=3 nesterov=false{extra}")
+        for depth in (20, 32, 44, 56)
+        for extra in ("", " flip=false")
+    ]
+    folder = _results(tmp_path, lines)
+    for line in lines:
+        rows = [{"epoch": 1, "test_error": 9.0}, {"epoch": 3, "test_error": 8.0}]
+        write_rows(folder / f"{line['run']}.history.csv", rows, list(rows[0]))
+    figure = figures.Figure()
+    found = cells(read_results(folder))
+    pictures._draw_errors(figure, folder, found)
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert [len(axes.get_lines()) for axes in shown] == [2, 2, 2, 2] and len(figure.axes) == 6
+    texts = [text.get_text() for axes in shown for text in axes.get_legend().get_texts()]
+    assert texts[:2] == ["ResNet20", "ResNet20: flip=false"]
+    figure = figures.Figure()
+    pictures._draw_settings(figure, folder, found)
+    (axes,) = figure.axes
+    assert axes.get_title() == "cosine, 3 epochs, nesterov=false"
+    assert [text.get_text() for text in axes.get_yticklabels()][::-1] == texts
 
 
 def test_the_depth_order_is_drawn_where_blocks_changed_places(tmp_path):
@@ -504,14 +529,14 @@ def test_the_evidence_of_several_campaigns_by_hand(tmp_path):
     # all 0.41, a third's root 0.36968; 3.1824 * 0.36968 / 2 = 0.58825. 7, 7.4, 7.2, 8: mean 7.4;
     # squares 0.16 + 0 + 0.04 + 0.36 = 0.56, a third's root 0.43. The others as above. Swaps 0, 2,
     # 4, 6.
-    twins, alone = "cosine, 3 epochs", "none for n = 1 | -0.55 to -0.25 | 0.0"
+    twins, alone = "cosine, 3 epochs, 50,000 images", "none for n = 1 | -0.55 to -0.25 | 0.0"
     assert evidence([str(second), first]).splitlines()[2:] == [
-        f"| `ResNet20` | cifar10 | 50,000 | {twins} | 4 | 7.40 ± 0.43 | 7.95 ± 0.71 | -0.55 "
+        f"| `ResNet20` | cifar10 | {twins} | 4 | 7.40 ± 0.43 | 7.95 ± 0.71 | -0.55 "
         "| -1.14 to +0.04 | -0.55 to -0.25 | 3.0 |",
-        f"| `ResNet20` | cifar10 | 50,000 | {twins}, reorder=false | 1 | 6.00 | 7.50 | -1.50 "
-        f"| {alone} |",
-        f"| `ResNet20` | cifar100 | 50,000 | {twins} | 1 | 30.00 | 31.00 | -1.00 | {alone} |",
-        f"| `ResNet56` | cifar10 | 50,000 | {twins} | 1 | 5.50 | 5.25 | +0.25 | {alone} |",
+        "| `ResNet20` | cifar10 | cosine, 3 epochs, reorder=false, 50,000 images | 1 | 6.00 | 7.50 "
+        f"| -1.50 | {alone} |",
+        f"| `ResNet20` | cifar100 | {twins} | 1 | 30.00 | 31.00 | -1.00 | {alone} |",
+        f"| `ResNet56` | cifar10 | {twins} | 1 | 5.50 | 5.25 | +0.25 | {alone} |",
     ]
     assert evidence([]) == evidence([_results(tmp_path / "third", LINES[1:2])])
     assert "have a seed in common yet" in evidence([])

@@ -84,13 +84,21 @@ def _reordered(folder: Path, cell: Cell) -> bool:
     return any(stage.swaps().any() for stage in _times(folder, cell).values())
 
 
-def _label(cell: Cell) -> str:
-    return f"{cell.model}: {cell.setting}"
+def _labels(found: Sequence[Cell]) -> tuple[str, list[str]]:
+    """What all settings have in common, and a label for each cell: its network and the rest."""
+    settings = [cell.setting.split(", ") for cell in found]
+    shared = [part for part in settings[0] if all(part in parts for parts in settings)]
+    labels = []
+    for cell, parts in zip(found, settings, strict=True):
+        own = ", ".join(part for part in parts if part not in shared)
+        labels.append(f"{cell.model}: {own}" if own else cell.model)
+    return ", ".join(shared), labels
 
 
 def _draw_settings(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
-    figure.set_size_inches(10, 1.2 + 0.3 * len(found))
+    figure.set_size_inches(8, 1.4 + 0.3 * len(found))
     axes = figure.subplots()
+    title, labels = _labels(found)
     for height, cell in enumerate(reversed(found)):
         errors = list(cell.errors.values())
         color = "C0" if cell.mean_field else "C1"
@@ -98,7 +106,8 @@ def _draw_settings(figure: "Figure", folder: Path, found: Sequence[Cell]) -> Non
         spread = deviation(errors) or 0.0
         axes.errorbar(statistics.fmean(errors), height, xerr=spread, fmt="|", color=color, ms=12)
     axes.set(xlabel="error of the last epoch, %", yticks=range(len(found)))
-    axes.set_yticklabels([_label(cell) for cell in reversed(found)], fontsize=7)
+    axes.set_yticklabels(labels[::-1], fontsize=7)
+    axes.set_title(title, fontsize=9)
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -107,9 +116,9 @@ def _panels(figure: "Figure", names: Sequence[str]) -> dict[str, Any]:
     rows = -(-len(names) // 3)
     columns = min(3, len(names))
     figure.set_size_inches(4.5 * columns, 3.2 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     panels = dict(zip(names, grid, strict=False))
-    for axes in list(grid)[len(names) :]:
+    for axes in grid[len(names) :]:
         axes.axis("off")
     return panels
 
@@ -118,12 +127,12 @@ def _draw_curves(figure, folder, found, draw_line, **scale) -> None:
     """A panel for each architecture, a colour for each cell, a line for each seed."""
     architectures = list(dict.fromkeys(f"{c.plain_model}, {c.dataset}" for c in found))
     panels = _panels(figure, architectures)
-    for cell in found:
+    for cell, label in zip(found, _labels(found)[1], strict=True):
         name = f"{cell.plain_model}, {cell.dataset}"
         axes, color = panels[name], None
         for rows in _histories(folder, cell).values():
             style = {"lw": 1, "ls": "-" if cell.mean_field else "--", "color": color}
-            draw_line(rows, axes, label=_label(cell) if color is None else None, **style)
+            draw_line(rows, axes, label=label if color is None else None, **style)
             color = axes.get_lines()[-1].get_color()
     for name, axes in panels.items():
         axes.set_title(name, fontsize=9)
@@ -132,7 +141,10 @@ def _draw_curves(figure, folder, found, draw_line, **scale) -> None:
         axes.set(**scale)
         axes.grid(alpha=0.3)
         if axes.get_lines():
-            axes.legend(fontsize=5)
+            axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
+    names = [len(axes.get_legend_handles_labels()[1]) for axes in panels.values()]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.13 * max(names) * -(-len(panels) // 3))
 
 
 def _draw_errors(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:

@@ -45,8 +45,8 @@ def evidence(folders: Iterable[str | Path]) -> str:
             rows.append(_row(cell, twin, differences))
     if not rows:
         return "No mean-field network and its plain twin have a seed in common yet."
-    header = ["network", "dataset", "images", "setting", "seeds", "mean-field", "plain"]
-    return table([*header, "difference", "95 % interval", "paper", "swaps"], rows)
+    header = ["network", "dataset", "setting", "seeds", "mean-field", "plain", "difference"]
+    return table([*header, "95 % interval", "paper", "swaps"], rows)
 
 
 def _row(cell: Cell, twin: Cell, differences: dict[int, float]) -> list[str]:
@@ -56,8 +56,7 @@ def _row(cell: Cell, twin: Cell, differences: dict[int, float]) -> list[str]:
     return [
         f"`{cell.plain_model}`",
         cell.dataset,
-        f"{cell.train_images:,}",
-        cell.setting,
+        f"{cell.setting}, {cell.train_images:,} images",
         str(len(values)),
         *(_errors([one.errors[seed] for seed in differences]) for one in (cell, twin)),
         signed(statistics.fmean(values)),
