@@ -105,6 +105,18 @@ def test_lists_are_multiplied_out_with_twins_side_by_side_and_seeds_last(tmp_pat
 
 
 @pytest.mark.once
+def test_a_run_differs_by_its_settings_not_by_what_its_recipe_is_said_to_be_for(tmp_path):
+    (run,) = campaign.load_campaign(_file(tmp_path, '[[runs]]\nmodel = "Tiny"')).runs
+    config = run.settings.to_dict()
+    assert run.differences(config) == []
+    described = {**config, "recipe": {**config["recipe"], "description": "In other words."}}
+    assert run.differences(described) == []
+    assert run.differences({**config, "seed": 3}) == ["seed"]
+    slower = {**config, "recipe": {**config["recipe"], "learning_rate": 0.05}}
+    assert run.differences(slower) == ["recipe"]
+
+
+@pytest.mark.once
 def test_the_command_of_a_run_gives_its_recipe(tmp_path):
     """What `mf-zoo train` makes of the command line is the recipe that the campaign meant."""
     (tmp_path / "mine.toml").write_text('base = "quick"\nlearning_rate = 0.3\n')

@@ -62,6 +62,10 @@ def test_the_named_recipes_hold_the_published_settings():
     for recipe in (paper, cosine, quick):
         assert (recipe.padding, recipe.flip, recipe.cutout) == (4, True, 0)
         assert not recipe.soft_labels
+    short = RECIPES["short"]
+    assert short == quick.replace(
+        name="short", description=short.description, alternating_flip=True
+    )
     strong = RECIPES["strong"]
     # Half of the batches get a box, as in the authors' training on CIFAR.
     assert strong.mixup > 0 and (strong.cutmix, strong.cutout) == (1, 0)
@@ -800,6 +804,10 @@ def test_a_run_older_than_a_value_of_the_recipe_is_resumed(tmp_path):
     with pytest.raises(UserError, match=r"cutmix is 0\.0 there and 1\.0 here"):
         changed = {"model": "Tiny", "recipe": {**recipe, "cutmix": 1.0}}
         open_folder(tmp_path, changed, resume=True)
+    described = {"model": "Tiny", "recipe": {**recipe, "description": "In other words."}}
+    assert open_folder(tmp_path, described, resume=True)
+    with pytest.raises(UserError, match=r"name is .* there and 'other' here"):
+        open_folder(tmp_path, {"recipe": {**recipe, "name": "other"}}, resume=True)
 
 
 # --- On the device ---------------------------------------------------------------------------

@@ -69,8 +69,9 @@ def open_folder(
             (config["recipe"], options["recipe"]),
         )
         for key, value in here.items()
-        # A trunk is the same, wherever its folder is, if its digest is.
-        if key not in ("recipe", "trunk") and there.get(key) != value
+        # A trunk is the same, wherever its folder is, if its digest is; what a recipe is for may be
+        # said otherwise by another version.
+        if key not in ("recipe", "trunk", "description") and there.get(key) != value
     ]
     if differing:
         raise UserError(

@@ -87,6 +87,7 @@ class Run:
         for found in (here, there):
             # There a path and a digest: a run that grows looks at its trunk when it begins.
             del found["trunk"], found["trunk_sha256"]
+            del found["recipe"]["description"]  # words, which another version may choose otherwise
         return [key for key, value in here.items() if there[key] != value]
 
 
