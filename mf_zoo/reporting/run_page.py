@@ -334,7 +334,7 @@ def _answers(made: Page, run: Run, answers: "Predictions | None", level: int) ->
             f"The expected calibration error (ECE) is {measured.ece:.2f} %. The mean confidence is "
             f"{confidence:.2f} %, the accuracy {measured.top1:.2f} %."
         ),
-        made.figure(plots.reliability(answers), "Right answers by confidence, in 15 bins"),
+        made.figure(plots.reliability(answers), "Right answers by confidence"),
         "</div></div>",
         page.heading(level, "Worst-confused images"),
         _worst(answers),
