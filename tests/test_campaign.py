@@ -323,7 +323,7 @@ def test_the_campaign_of_settings_changes_one_value_at_a_time_on_held_out_images
 def test_the_campaign_of_the_mean_field_changes_one_thing_at_a_time_on_held_out_images():
     path = HERE.parent / "benchmarks" / "campaigns" / "cifar10-mean-field.toml"
     found = [run.settings for run in campaign.load_campaign(path).runs]
-    assert {(one.model, one.holdout, one.seed) for one in found} == {("MFResNet32", 5000, 0)}
+    assert {(one.model, one.holdout) for one in found} == {("MFResNet32", 5000)}
     plain = get_recipe("quick", epochs=10)
     changed = [
         {name for name in fields("stage", "times") if getattr(recipe, name) != getattr(plain, name)}
@@ -331,7 +331,9 @@ def test_the_campaign_of_the_mean_field_changes_one_thing_at_a_time_on_held_out_
     ]
     # With a horizon of its own the gradients of particles are scaled, as the limit asks for.
     assert all(len(names) <= 1 or names == {"horizon", "mean_field_scaling"} for names in changed)
-    assert changed.count(set()) == 1
+    # Three seeds of the recipe itself say how far seeds differ.
+    seeds = [one.seed for one, names in zip(found, changed, strict=True) if not names]
+    assert sorted(seeds) == [0, 1, 2]
 
 
 @pytest.mark.once
