@@ -131,8 +131,8 @@ def test_recipes_are_listed(capsys):
     assert cli.main(["recipes"]) == 0
     rows = capsys.readouterr().out.split("\n")[len(RECIPES) + 1 : -1]
     lines = {row.split()[0]: row.split()[1:] for row in rows}
-    assert lines["weight_decay"] == ["0.0001", "0.0005", "0.0005", "0.0005"]
-    assert lines["schedule"] == ["step", "cosine", "one_cycle", "cosine"]
+    assert lines["weight_decay"] == ["0.0001", "0.0005", "0.0005", "0.0005", "0.0005"]
+    assert lines["schedule"] == ["step", "cosine", "one_cycle", "one_cycle", "cosine"]
 
 
 @pytest.mark.once_on_torch
