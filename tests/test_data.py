@@ -419,9 +419,17 @@ def test_flips_alternate_from_epoch_to_epoch(divisible_by):
 
 
 @pytest.mark.once
+def test_without_flips_none_alternate():
+    images, labels = data.sample("cifar10")
+    still = data.Augmentation(padding=0, flip=False, alternating_flip=True)
+    assert not still.get_config()["alternating_flip"]
+    batches = data.Batches(images, labels, 50, augment=still)
+    np.testing.assert_array_equal(batches.batch(0, 0)[0], images[:50])
+    np.testing.assert_array_equal(batches.batch(1, 0)[0], images[:50])
+
+
+@pytest.mark.once
 def test_flips_cannot_alternate_where_images_have_no_number():
-    with pytest.raises(ValueError, match=r"needs `flip=True`.*flip=False"):
-        data.Augmentation(flip=False, alternating_flip=True)
     augment = data.Augmentation(alternating_flip=True)
     assert data.Augmentation.from_config(augment.get_config()).alternating_flip
     images, _ = data.sample("cifar10")

@@ -117,7 +117,6 @@ def test_overrides_are_read_by_the_type_of_their_value(text, expected):
         ({"integrator": "rk4"}, "integrator.*euler, midpoint, heun.*Received.*'rk4'"),
         ({"epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs.*less than the 2 epochs"),
         ({"ema_momentum": 1.0}, r"ema_momentum.*in \[0, 1\).*Received"),
-        ({"flip": False, "alternating_flip": True}, "alternating_flip.*false where .flip. is"),
         ({"wieght_decay": 0.1}, "did you mean 'weight_decay'.*Received: 'wieght_decay'"),
     ],
 )

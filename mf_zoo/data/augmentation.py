@@ -58,8 +58,8 @@ class Augmentation(keras.layers.Layer):
             CIFAR gives one to every other batch).
         alternating_flip: Whether an image that is mirrored in one epoch is not in the next (Jordan
             2024, section 3.6); whether it is in the first is drawn. So two epochs show both sides
-            of every image. It takes effect in `batches`, which number images and epochs; called as
-            a layer, such an augmentation raises an error.
+            of every image. Without `flip` it means nothing. It takes effect in `batches`, which
+            number images and epochs; called as a layer, such an augmentation raises an error.
         seed: Integer seed of the layer's own draws (in `call`); `None` is a random one.
 
     A saved model that has this layer loads after `mf_zoo.data` was imported after Keras, or
@@ -68,8 +68,7 @@ class Augmentation(keras.layers.Layer):
     Input and output: images `(N, height, width, channels)` of any dtype; the dtype is kept.
 
     Raises:
-        ValueError: If an argument is negative, `padding` or `cutout` is no integer, or
-            `alternating_flip` is asked for without `flip`.
+        ValueError: If an argument is negative, or `padding` or `cutout` is no integer.
 
     Example:
 
@@ -110,14 +109,9 @@ class Augmentation(keras.layers.Layer):
         for label, value in (("mixup", mixup), ("cutmix", cutmix)):
             if not value >= 0:
                 raise ValueError(f"`{label}` must be a non-negative number. Received: {value!r}")
-        if alternating_flip and not flip:
-            raise ValueError(
-                "`alternating_flip` needs `flip=True`. "
-                f"Received: alternating_flip={alternating_flip!r}, flip={flip!r}"
-            )
         self.padding = padding
         self.flip = bool(flip)
-        self.alternating_flip = bool(alternating_flip)
+        self.alternating_flip = bool(flip and alternating_flip)
         self.cutout = cutout
         self.mixup = float(mixup)
         self.cutmix = float(cutmix)

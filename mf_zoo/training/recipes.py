@@ -58,7 +58,7 @@ class Recipe:
         padding: Pixels of zero padding before the random crop; 0 for no crop.
         flip: Whether images are mirrored at random.
         alternating_flip: Whether an image that is mirrored in one epoch is not in the next: see
-            `mf_zoo.data.Augmentation`.
+            `mf_zoo.data.Augmentation`. Without `flip` it means nothing.
         cutout: Side of the square cut out, in pixels; 0 for none.
         mixup: Parameter alpha of mixup's Beta distribution; 0 for none.
         cutmix: The same of CutMix. With both, each batch draws one of the two with probability 1/2.
@@ -146,12 +146,6 @@ class Recipe:
             self.warmup_epochs,
             self.warmup_epochs < self.epochs,
             f"less than the {self.epochs} epochs",
-        )
-        _require(
-            "alternating_flip",
-            self.alternating_flip,
-            self.flip or not self.alternating_flip,
-            "false where `flip` is",
         )
         # One ladder has one spelling: names of runs are made of it.
         object.__setattr__(self, "ladder", "".join(self.ladder.split()))
