@@ -1,6 +1,7 @@
 """Pictures of a campaign: errors, times and swaps over the training."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,21 +85,23 @@ def _reordered(folder: Path, cell: Cell) -> bool:
     return any(stage.swaps().any() for stage in _times(folder, cell).values())
 
 
-def _labels(found: Sequence[Cell]) -> tuple[str, list[str]]:
-    """What all settings have in common, and a label for each cell: its network and the rest."""
+def _settings(found: Sequence[Cell]) -> tuple[str, list[str]]:
+    """What all settings have in common, and of each cell the rest."""
     settings = [cell.setting.split(", ") for cell in found]
     shared = [part for part in settings[0] if all(part in parts for parts in settings)]
-    labels = []
-    for cell, parts in zip(found, settings, strict=True):
-        own = ", ".join(part for part in parts if part not in shared)
-        labels.append(f"{cell.model}: {own}" if own else cell.model)
-    return ", ".join(shared), labels
+    own = [", ".join(part for part in parts if part not in shared) for parts in settings]
+    return ", ".join(shared), own
+
+
+def _labels(found: Sequence[Cell]) -> list[str]:
+    """A name for each cell: its network, and what not all settings have."""
+    pairs = zip(found, _settings(found)[1], strict=True)
+    return [f"{cell.model}: {own}" if own else cell.model for cell, own in pairs]
 
 
 def _draw_settings(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
     figure.set_size_inches(8, 1.4 + 0.3 * len(found))
     axes = figure.subplots()
-    title, labels = _labels(found)
     for height, cell in enumerate(reversed(found)):
         errors = list(cell.errors.values())
         color = "C0" if cell.mean_field else "C1"
@@ -106,8 +109,8 @@ def _draw_settings(figure: "Figure", folder: Path, found: Sequence[Cell]) -> Non
         spread = deviation(errors) or 0.0
         axes.errorbar(statistics.fmean(errors), height, xerr=spread, fmt="|", color=color, ms=12)
     axes.set(xlabel="error of the last epoch, %", yticks=range(len(found)))
-    axes.set_yticklabels(labels[::-1], fontsize=7)
-    axes.set_title(title, fontsize=9)
+    axes.set_yticklabels(_labels(found)[::-1], fontsize=7)
+    axes.set_title(_settings(found)[0], fontsize=9)
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -127,7 +130,7 @@ def _draw_curves(figure, folder, found, draw_line, **scale) -> None:
     """A panel for each architecture, a colour for each cell, a line for each seed."""
     architectures = list(dict.fromkeys(f"{c.plain_model}, {c.dataset}" for c in found))
     panels = _panels(figure, architectures)
-    for cell, label in zip(found, _labels(found)[1], strict=True):
+    for cell, label in zip(found, _labels(found), strict=True):
         name = f"{cell.plain_model}, {cell.dataset}"
         axes, color = panels[name], None
         for rows in _histories(folder, cell).values():
@@ -167,16 +170,17 @@ def _draw_swaps(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
 
 def _draw_times(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
     shown = [cell for cell in found if cell.mean_field and _times(folder, cell)]
-    _draw_stages(figure, folder, shown, visualize.times, "time", legend=False, lw=1)
+    _draw_stages(figure, folder, found, shown, visualize.times, "time", legend=False, lw=1)
 
 
 def _draw_order(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
     shown = [cell for cell in found if cell.mean_field and _reordered(folder, cell)]
-    _draw_stages(figure, folder, shown, visualize.depth_order, "place in the depth order")
+    _draw_stages(figure, folder, found, shown, visualize.depth_order, "place in the depth order")
 
 
-def _draw_stages(figure, folder, shown, draw_stage, ylabel, **style) -> None:
-    """A row for each cell, a panel for each stage of its network."""
+def _draw_stages(figure, folder, found, shown, draw_stage, ylabel, **style) -> None:
+    """A row for each cell that is shown, a panel for each stage of its network."""
+    own = dict(zip((cell.setting for cell in found), _settings(found)[1], strict=True))
     columns = max(len(_times(folder, cell)) for cell in shown)
     figure.set_size_inches(3.5 * columns, 2.4 * len(shown))
     grid = figure.subplots(len(shown), columns, squeeze=False)
@@ -191,4 +195,5 @@ def _draw_stages(figure, folder, shown, draw_stage, ylabel, **style) -> None:
             axes.set_title(f"{cell.model}, {stage}", fontsize=8)
             axes.set_xlabel("epoch", fontsize=8)
             axes.set_ylabel("")
-        row[0].set_ylabel(f"{ylabel}\n{cell.setting}", fontsize=6)
+        setting = "\n".join(textwrap.wrap(own[cell.setting], 40))
+        row[0].set_ylabel(f"{ylabel}\n{setting}".strip(), fontsize=6)
