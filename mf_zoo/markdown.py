@@ -45,5 +45,16 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
+def interval(ends: tuple[float, float] | None, digits: int = 2, none: str = "none") -> str:
+    """Both ends of an interval of differences as text, or `none` if there is no interval.
+
+    Example:
+
+    >>> mf_zoo.markdown.interval((-1.055, 0.25), 1)
+    '-1.1 to +0.2'
+    """
+    return none if ends is None else " to ".join(signed(end, digits) for end in ends)
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

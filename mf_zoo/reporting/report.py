@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mf_zoo import data
-from mf_zoo.markdown import signed, table
+from mf_zoo.markdown import interval, signed, table
 from mf_zoo.reporting import published
 from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.pictures import PICTURES, drawable
@@ -131,14 +131,13 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]]) -> list[str]:
         if not differences:
             continue
         values = list(differences.values())
-        ends = t_interval(values)
         rows.append(
             [
                 f"`{cell.model}` - `{twin.model}`",
                 cell.setting,
                 str(len(values)),
                 signed(statistics.fmean(values)),
-                "none for n = 1" if ends is None else " to ".join(map(signed, ends)),
+                interval(t_interval(values), none="none for n = 1"),
                 ", ".join(f"{seed}: {signed(value)}" for seed, value in differences.items()),
             ]
         )
@@ -183,7 +182,7 @@ def _settings(chosen: Sequence[Cell]) -> list[str]:
                     continue
                 ends = pooled[column] and difference_interval(ours, theirs, *pooled[column])
                 row.append(signed(statistics.fmean(ours) - statistics.fmean(theirs), digits))
-                row.append(" to ".join(signed(end, digits) for end in ends) if ends else "none")
+                row.append(interval(ends, digits))
             rows.append(row)
     if not rows:
         return []

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mf_zoo import applications
-from mf_zoo.markdown import signed, table
+from mf_zoo.markdown import interval, signed, table
 from mf_zoo.reporting.cell import Cell, cells, read_results
 from mf_zoo.reporting.published import CLAIM
 from mf_zoo.reporting.statistics import deviation, t_interval
@@ -51,7 +51,6 @@ def evidence(folders: Iterable[str | Path]) -> str:
 
 def _row(cell: Cell, twin: Cell, differences: dict[int, float]) -> list[str]:
     values = list(differences.values())
-    ends = t_interval(values)
     swaps = statistics.fmean(int(cell.rows[seed]["order_swaps"]) for seed in differences)
     return [
         f"`{cell.plain_model}`",
@@ -60,7 +59,7 @@ def _row(cell: Cell, twin: Cell, differences: dict[int, float]) -> list[str]:
         str(len(values)),
         *(_errors([one.errors[seed] for seed in differences]) for one in (cell, twin)),
         signed(statistics.fmean(values)),
-        "none for n = 1" if ends is None else " to ".join(map(signed, ends)),
+        interval(t_interval(values), none="none for n = 1"),
         f"{signed(-CLAIM[1])} to {signed(-CLAIM[0])}",
         f"{swaps:.1f}",
     ]

@@ -69,8 +69,8 @@ def open_folder(
             (config["recipe"], options["recipe"]),
         )
         for key, value in here.items()
-        # A trunk is the same, wherever its folder is, if its digest is; what a recipe is for may be
-        # said otherwise by another version.
+        # A trunk is the same, wherever its folder is, if its digest is. Another version may
+        # describe a recipe in other words.
         if key not in ("recipe", "trunk", "description") and there.get(key) != value
     ]
     if differing:
