@@ -1,20 +1,21 @@
 """`python -m benchmarks.growth`: error against the whole cost of a training, grown or not.
 
-It reads the results of the campaign `growth-small`, prints them as a table and draws them; runs
-that have not finished are left out. The cost is in multiply-adds of the forward passes of all
-training images, the rungs of a ladder included.
+It reads the results of the campaigns `growth-small` and `growth-trial`, prints a table of each and
+draws them; runs that have not finished are left out. The cost is in multiply-adds of the forward
+passes of all training images, the rungs of a ladder included.
 """
 
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import harness
 from mf_zoo import files
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "growth-small" / "runs.csv"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+CAMPAIGNS = ("growth-small", "growth-trial")
 PICTURE = harness.RESULTS / "growth.png"
 
 
@@ -78,43 +79,65 @@ def table(rows: Iterable[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: Iterable[Mapping[str, str]], path: Path) -> None:
-    """Draws error against cost: a colour for each network, all seeds, and a line at their mean."""
-    found = cells(rows)
-    if (figure := harness.figure(6.4, 3.8)) is None:
+def finished(campaign: str) -> list[dict[str, str]]:
+    """The rows of the finished runs of a campaign; none if it has not begun."""
+    rows = files.read_rows(RESULTS / campaign / "runs.csv")
+    return [row for row in rows if row["state"] == "finished"]
+
+
+def circumstances(rows: Sequence[Mapping[str, str]]) -> str:
+    """What the runs of a campaign were trained on and measured on, and by which recipe."""
+    held_out = int(rows[-1]["evaluated_on"].split()[1])
+    return (
+        f"Trained on the first {int(rows[-1]['train_images']):,} training images of CIFAR-10, "
+        f"measured on the {held_out:,} after them; recipe {rows[-1]['recipe']}"
+    )
+
+
+def draw(campaigns: Iterable[Sequence[Mapping[str, str]]], path: Path) -> None:
+    """Draws error against cost: a panel for each campaign, a colour for each network, all seeds,
+    and a line at their mean."""
+    campaigns = list(campaigns)
+    if (figure := harness.figure(6.4 * len(campaigns), 3.8)) is None:
         return
-    axes = figure.subplots()
-    models = sorted({cell.model for cell in found}, key=lambda name: (len(name), name))
-    for cell in sorted(found, key=lambda cell: (models.index(cell.model), cell.start)):
-        color = f"C{models.index(cell.model)}"
-        filled = color if cell.start else "none"
-        label = f"{cell.model}, {'grown' if cell.start else 'from scratch'}"
-        costs = [cell.cost] * len(cell.errors)
-        axes.scatter(costs, cell.errors, s=40, edgecolors=color, facecolors=filled, label=label)
-        axes.plot(cell.cost, cell.mean, "_", color=color, markersize=18)
-    axes.set(xlabel="training, $10^{12}$ multiply-adds", ylabel="error, %", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    models = sorted(
+        {cell.model for rows in campaigns for cell in cells(rows)},
+        key=lambda name: (len(name), name),
+    )
+    panels = figure.subplots(1, len(campaigns), squeeze=False)[0]
+    for axes, rows in zip(panels, campaigns, strict=True):
+        for cell in sorted(cells(rows), key=lambda one: (models.index(one.model), one.start)):
+            color = f"C{models.index(cell.model)}"
+            filled = color if cell.start else "none"
+            label = f"{cell.model}, {'grown' if cell.start else 'from scratch'}"
+            costs = [cell.cost] * len(cell.errors)
+            axes.scatter(costs, cell.errors, s=40, edgecolors=color, facecolors=filled, label=label)
+            axes.plot(cell.cost, cell.mean, "_", color=color, markersize=18)
+        axes.set(xlabel="training, $10^{12}$ multiply-adds", ylabel="error, %", ylim=(0, None))
+        axes.set_title(f"{int(rows[-1]['train_images']):,} training images", fontsize=10)
+        axes.grid(alpha=0.3)
+        handles, labels = axes.get_legend_handles_labels()
+        # A network that was trained twice, for longer the second time, is named once.
+        named = dict(zip(labels, handles, strict=True))
+        axes.legend(named.values(), named, fontsize=8, loc="lower right")
     harness.save_figure(figure, path)
 
 
 def readme_table() -> str:
-    """The committed results as a table with their circumstances."""
-    rows = [row for row in files.read_rows(RESULTS) if row["state"] == "finished"]
-    row = rows[-1]
-    devices = " and ".join(dict.fromkeys(row["device"] for row in rows))
-    held_out = int(row["evaluated_on"].split()[1])
-    return (
-        f"{table(rows)}\n\nTrained on the first {int(row['train_images']):,} training images of "
-        f"CIFAR-10, measured on the {held_out:,} after them; recipe {row['recipe']}; "
-        f"{devices}, {row['backend']}."
-    )
+    """The committed results as tables with their circumstances."""
+    parts = []
+    for campaign in CAMPAIGNS:
+        if rows := finished(campaign):
+            devices = " and ".join(dict.fromkeys(row["device"] for row in rows))
+            backends = " and ".join(dict.fromkeys(row["backend"] for row in rows))
+            parts += [table(rows), f"{circumstances(rows)}; {devices}, {backends}."]
+    return "\n\n".join(parts)
 
 
 def main() -> int:
     """The command."""
     print(readme_table())
-    draw(files.read_rows(RESULTS), PICTURE)
+    draw([rows for campaign in CAMPAIGNS if (rows := finished(campaign))], PICTURE)
     return 0
 
 

@@ -718,6 +718,14 @@ def test_the_tables_of_growth_lesions_and_peers():
         "| MFResNet32 | 20 | 10 at the depth of ResNet20 | 2.0 | 31.9, 33.1 | 32.5 | 2 |",
     ]
     assert [cell.cost for cell in growth.cells(rows)] == [1.96, 2.0]
+    where = {"train_images": "45000", "evaluated_on": "last 5000 training images"}
+    assert growth.circumstances([{**where, "recipe": "quick"}]) == (
+        "Trained on the first 45,000 training images of CIFAR-10, "
+        "measured on the 5,000 after them; recipe quick"
+    )
+    # Of each campaign a table; those that have not begun are left out.
+    tables = growth.readme_table().split("| network |")[1:]
+    assert len(tables) == sum((growth.RESULTS / name).exists() for name in growth.CAMPAIGNS)
     network = {"model": "ResNet20", "weights": "cifar10", "statistics": "trained"}
     rows = [
         {**network, "change": "lesion", "where": where, "error": error}
