@@ -18,7 +18,7 @@ LOGS := build/test
 PEER := pytorchcv==0.0.74
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-faults test-dist dist lint format bench readme docs clean $(PASSES:%=test-%) test-long
+.PHONY: help demo test test-faults test-dist dist lint format bench remeasure readme docs clean $(PASSES:%=test-%) test-long
 
 help:
 	@echo "make demo    load pretrained weights, classify real images, fine-tune for a few steps"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-long  a few more minutes of tests, left out of the suite to keep it short"
 	@echo "make lint    check style; 'make format' corrects it"
 	@echo "make bench   mean-field against plain Keras layers, side by side"
+	@echo "make remeasure DATA=D  what the documentation says of the shipped weights (hours)"
 	@echo "make dist    the wheel and the source distribution, checked, with a list of what they need"
 	@echo "make test-dist    both installed in empty environments and used there"
 	@echo "make test-faults  the long test: kills, faults of the disk, hostile files (some 20 minutes)"
@@ -111,6 +112,29 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	@$(BIN)/python -m benchmarks.train_step
+
+# All that the documentation says of the shipped weights, measured anew in a few hours.
+DEPTH = $(BIN)/python -m benchmarks.depth --data-dir $(DATA) --images 2000 --statistics 2000
+TRAINED := MFResNet20:cifar10 ResNet20:cifar10
+remeasure: export KERAS_BACKEND = tensorflow
+remeasure: $(VENV)/.dev
+	@test -d "$(DATA)" || \
+	  { echo "DATA must be a folder of cifar10.npz and cifar100.npz. Received: '$(DATA)'"; exit 1; }
+	$(BIN)/python -m benchmarks.quantization --data-dir $(DATA) --threads 1
+	$(BIN)/python -m benchmarks.robustness --data-dir $(DATA) --limit 2000
+	$(BIN)/python -m benchmarks.integrators --data-dir $(DATA) --parts 1 --calibrate 1000
+	KERAS_BACKEND=torch $(BIN)/python -m benchmarks.lesions --data-dir $(DATA)
+	$(DEPTH) --depths 20 32 56 110 218
+	$(DEPTH) --weights MFResNet20:cifar10 --depths 32 --rules constant linear
+	$(DEPTH) --weights MFResNet20:cifar10 --coarsen 2,1,1 --rules merge merge_updates constant linear
+	$(DEPTH) --weights $(TRAINED) --depths 32 --epochs 1 2 4 --train-images 5000
+	$(DEPTH) --weights $(TRAINED) --depths 32 --epochs 1 2 4
+	$(BIN)/python examples/transfer.py --data-dir $(DATA) \
+	  --output benchmarks/results/transfer-tensorflow.csv
+	$(BIN)/python -m mf_zoo.theory.figures --output docs/theory
+	$(BIN)/python examples/grad_cam.py --images 4 --output docs/grad_cam.png
+	$(BIN)/python notebooks/run.py
+	@$(MAKE) --no-print-directory readme
 
 # Pictures and tables of the README, from the records, histories and benchmark results.
 readme: $(VENV)/.demo

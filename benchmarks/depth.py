@@ -3,8 +3,8 @@
 Registered weights, or those of finished runs, are brought to several depths by the rules of
 `mf_zoo.depth`. Their test error is measured with the statistics of BatchNormalization that come
 along, with statistics estimated anew on training images, and after some training at that depth.
-`--coarsen` brings them to fewer particles instead. What is done is in the CSV file at once, and
-rows that are there are not measured again.
+`--coarsen` brings them to fewer particles instead. What is done is in the CSV file at once. Rows
+that are there are not measured again, but for those of weights that were trained anew since.
 """
 
 import argparse
@@ -24,6 +24,7 @@ COLUMNS = (
     "machine",
     "model",
     "weights",
+    "digest",
     "rule",
     "depth",
     "particles",
@@ -106,6 +107,7 @@ class Bench:
         settings = {
             "model": model,
             "weights": Path(name).name,
+            "digest": harness.digest(model, name),
             "rule": rule,
             "depth": 2 + sum(architecture.blocks) * _layers_of_a_block(architecture),
             "particles": " ".join(map(str, particles)),
@@ -165,8 +167,8 @@ class Bench:
         )
 
     def known(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is in the file already."""
-        return any(all(str(row[key]) == str(one[key]) for key in _KEY) for one in self.rows)
+        """Whether a row is in the file already, of the same weights."""
+        return any(_same(row, one) and row["digest"] == one.get("digest") for one in self.rows)
 
     def add(self, row: dict[str, Any], network: Any, x: Any, y: Any, start: float) -> None:
         """Measures a network and writes its row."""
@@ -176,9 +178,15 @@ class Bench:
         found = harness.circumstances(0, self.options.threads)
         found |= {**row, "error": f"{scores.error:.2f}", "loss": f"{scores.nll:.4f}"}
         found["seconds"] = f"{time.perf_counter() - start:.1f}"
+        self.rows = [one for one in self.rows if not _same(row, one)]
         self.rows.append({key: found[key] for key in COLUMNS})
         files.write_rows(self.output, self.rows, COLUMNS)
         print({key: found[key] for key in (*_KEY[:5], "error", "seconds")}, flush=True)
+
+
+def _same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows are of the same state, of weights of the same name."""
+    return all(str(row[key]) == str(other[key]) for key in _KEY)
 
 
 def _column(row: Mapping[str, Any]) -> tuple[int, int, bool, str]:

@@ -297,6 +297,18 @@ def measure_each(
     print(f"written to {output}")
 
 
+def digest(model: str, weights: str) -> str:
+    """The first 12 digits of the SHA-256 digest of weights, by which results know theirs.
+
+    Args:
+        model: Name of the network.
+        weights: Name of its registered weights, or the folder of a finished run.
+    """
+    from mf_zoo.cli.common import weights_digest
+
+    return weights_digest(model, weights)[:12]
+
+
 def write_csv(path: Path, rows: Iterable[Any], shared: Mapping[str, str]) -> None:
     """Writes a CSV file, whole or not at all: one line for each row, a dataclass of the same kind.
 

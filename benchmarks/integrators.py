@@ -30,6 +30,7 @@ class Found:
     Attributes:
         model: Name of the network.
         weights: Name of its registered weights, trained with Euler's method.
+        digest: Of the weights, as `harness.digest` gives it.
         parts: Equal parts that each block is split into.
         integrator: Name of the integrator.
         statistics: `"trained"`, or `"estimated"` anew on training images for this row.
@@ -41,6 +42,7 @@ class Found:
 
     model: str
     weights: str
+    digest: str
     parts: int
     integrator: str
     statistics: str
@@ -108,6 +110,7 @@ def measure(
             yield Found(
                 model=model,
                 weights=weights,
+                digest=harness.digest(model, weights),
                 parts=parts,
                 integrator=name,
                 statistics=statistics,

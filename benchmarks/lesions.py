@@ -6,6 +6,7 @@ Kendall tau distance from the trained one (the same orders for all networks). No
 """
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ class Found:
     Attributes:
         model: Name of the network.
         weights: Name of its registered weights.
+        digest: Of the weights, as `harness.digest` gives it.
         change: `"lesion"` or `"shuffle"`.
         statistics: `"trained"`, or `"estimated"` anew for this row.
         where: The block that is missing, stage and depth, as in `"1.2"`; the distance of the order.
@@ -39,6 +41,7 @@ class Found:
 
     model: str
     weights: str
+    digest: str
     change: str
     statistics: str
     where: str
@@ -61,21 +64,22 @@ def measure(
     from mf_zoo.layers import stages
 
     network = applications.get(model)(weights=weights)
+    found = functools.partial(Found, model, weights, harness.digest(model, weights))
     for kind, given in ((TRAINED, None), (ESTIMATED, training)):
         harness.say(f"{model}, {weights}: lesions, {kind} statistics")
         lesions = theory.lesion(network, images, labels, recalibrate_on=given)
-        yield Found(model, weights, LESION, kind, "", lesions[0].intact_error)
+        yield found(LESION, kind, "", lesions[0].intact_error)
         for one in lesions:
             block = one.blocks[0]
             where = f"{block.stage.removeprefix('stage')}.{block.position + 1}"
-            yield Found(model, weights, LESION, kind, where, one.error)
+            yield found(LESION, kind, where, one.error)
     harness.say(f"{model}, {weights}: shuffles")
     sizes = [stage.num_particles for stage in stages(network)]
     for distance in range(sum(n * (n - 1) // 2 for n in sizes) + 1):
         drawn = theory.shuffle(network, images, labels, k=distance, samples=samples)
         errors = {one.orders: one.error for one in drawn}
         mean = statistics.fmean(one.error for one in drawn)
-        yield Found(model, weights, SHUFFLE, TRAINED, str(distance), mean, len(errors))
+        yield found(SHUFFLE, TRAINED, str(distance), mean, len(errors))
 
 
 def table(rows: Iterable[Mapping[str, Any]], change: str) -> str:

@@ -26,6 +26,7 @@ class Quantized:
 
     Attributes:
         model, dataset: Name of the network and its pretrained weights.
+        digest: Of the weights, as `harness.digest` gives it.
         float32_bytes, int8_bytes: Sizes of the files.
         float32_error, int8_error: Test errors in percent.
         agreement: Percentage of test images for which both name the same class.
@@ -36,6 +37,7 @@ class Quantized:
 
     model: str
     dataset: str
+    digest: str
     float32_bytes: int
     int8_bytes: int
     float32_error: float
@@ -113,6 +115,7 @@ def measure(
     return Quantized(
         model=model,
         dataset=dataset,
+        digest=harness.digest(model, dataset),
         float32_bytes=paths["float32"].stat().st_size,
         int8_bytes=paths["int8"].stat().st_size,
         float32_error=100 * float((classes["float32"] != labels).mean()),

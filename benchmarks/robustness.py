@@ -35,6 +35,7 @@ class Corrupted:
 
     dataset: str
     network: str
+    digest: str
     corruption: str
     severity_1: float
     severity_2: float
@@ -50,6 +51,7 @@ class Calibrated:
 
     Attributes:
         dataset, network: What was measured.
+        digest: Of the weights, as `harness.digest` gives it.
         error: In %, on the second half of the images.
         temperature: Fitted on the first half.
         nll, calibrated_nll: Negative log-likelihood without and with it.
@@ -58,6 +60,7 @@ class Calibrated:
 
     dataset: str
     network: str
+    digest: str
     error: float
     temperature: float
     nll: float
@@ -201,7 +204,7 @@ def calibrated(dataset: str, network: str, logs: np.ndarray, labels: np.ndarray)
 
     temperature, plain, divided = calibrate(logs, labels, len(labels) // 2)
     return Calibrated(
-        *(dataset, network, plain.error, temperature),
+        *(dataset, network, harness.digest(network, dataset), plain.error, temperature),
         *(plain.nll, divided.nll, plain.ece, divided.ece),
     )
 
@@ -279,8 +282,12 @@ def main(arguments: list[str] | None = None) -> int:
                 found = evaluate_corruptions(
                     network, dataset, folder, list(WAYS), batch_size=options.batch
                 )
+                digest = harness.digest(name, dataset)
                 errors += [
-                    Corrupted(dataset, name, corruption, *row.values(), found.means[corruption])
+                    Corrupted(
+                        *(dataset, name, digest, corruption),
+                        *(*row.values(), found.means[corruption]),
+                    )
                     for corruption, row in found.errors.items()
                 ]
                 clean = evaluate(network, all_images, all_labels, options.batch, from_logits=True)

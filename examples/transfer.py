@@ -21,7 +21,7 @@ import mf_zoo
 from mf_zoo import files, markdown
 
 OTHER = {"cifar100": "cifar10", "cifar10": "cifar100"}
-SETTINGS = ("model", "weights", "dataset", "images", "epochs", "learning_rate", "seed")
+SETTINGS = ("model", "weights", "digest", "dataset", "images", "epochs", "learning_rate", "seed")
 COLUMNS = (*SETTINGS, "test_images", "test_error", "seconds", "backend", "keras", "date")
 
 
@@ -29,7 +29,8 @@ def train(settings: dict, data_dir: str) -> dict:
     """Trains one network and returns its row of the table.
 
     Args:
-        settings: A value for each name of `SETTINGS`; `weights` is `""` for random weights.
+        settings: A value for each name of `SETTINGS`; `weights` is `""` for random weights, and
+            `digest` then too. Else that is the first digits of the digest of the weights.
         data_dir: Where `mf_zoo.data.load` finds the dataset.
 
     Returns:
@@ -88,7 +89,7 @@ def table(rows: list[dict]) -> str:
     """The rows as a Markdown table, both starts of a network side by side."""
     header = ["model", "dataset", "images", "epochs", "from scratch", "pretrained on", "fine-tuned"]
     lines = []
-    keys = [key for key in SETTINGS if key != "weights"]
+    keys = [key for key in SETTINGS if key not in ("weights", "digest")]
     errors = {(*(str(r[k]) for k in keys), r["weights"]): r["test_error"] for r in rows}
     for row in rows:
         key = tuple(str(row[k]) for k in keys)
@@ -113,13 +114,14 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     options = parser.parse_args(arguments)
 
     rows = files.read_rows(options.output)
-    done = {tuple(str(row[key]) for key in SETTINGS) for row in rows}
+    done = {tuple(row.get(key, "") for key in SETTINGS) for row in rows}
     for dataset in options.datasets:
         for model in options.models:
             for weights in ("", OTHER[dataset]):
                 settings = {
                     "model": model,
                     "weights": weights,
+                    "digest": mf_zoo.weights.get(model, weights).sha256[:12] if weights else "",
                     "dataset": dataset,
                     "images": options.images,
                     "epochs": options.epochs,
@@ -129,7 +131,11 @@ def main(arguments: list[str] | None = None) -> list[dict]:
                 if tuple(map(str, settings.values())) in done:
                     continue
                 print(f"{model} on {dataset}, {weights or 'random'} weights", flush=True)
-                rows.append(train(settings, options.data_dir))
+                # In place of a row of weights of that name that have been trained anew since.
+                keys = [key for key in SETTINGS if key != "digest"]
+                rows = [row for row in rows if any(row[k] != str(settings[k]) for k in keys)]
+                found = train(settings, options.data_dir)
+                rows.append({key: str(value) for key, value in found.items()})
                 files.write_rows(options.output, rows, COLUMNS)
     print(table(rows))
     return rows

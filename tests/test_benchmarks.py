@@ -34,7 +34,7 @@ from benchmarks import (
 from benchmarks.plain_resnet import plain_resnet
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling import all_reduce, estimates, tables, training_step
-from mf_zoo import applications, data, files
+from mf_zoo import applications, data, files, weights
 from mf_zoo.layers import stages
 
 
@@ -700,6 +700,38 @@ def test_integrators_of_a_trained_network_are_compared_with_eulers_method(
     for name in ("midpoint", "heun"):
         distances = [float(rows[parts, "estimated", name]["distance"]) for parts in "12"]
         assert distances[1] < distances[0]
+
+
+MEASURED = ("depth", "lesions-torch", "integrators-tensorflow", "robustness", "calibration")
+MEASURED += ("quantization", "transfer-tensorflow")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", MEASURED)
+def test_results_are_of_the_weights_that_are_shipped(name):
+    registered = {
+        (record.model, record.name): files.sha256(ROOT / "weights" / record.file)[:12]
+        for record in weights.records()
+    }
+    shipped = set()
+    for row in files.read_rows(harness.RESULTS / f"{name}.csv"):
+        key = (
+            row.get("model") or row["network"],
+            row["weights" if "weights" in row else "dataset"],
+        )
+        if key in registered:  # not random weights, nor those of a run
+            assert row["digest"] == registered[key], "measure it again: CONTRIBUTING.md says how"
+            shipped.add(key)
+    assert shipped >= {("MFResNet20", "cifar10"), ("MFResNet20", "cifar100")}
+
+
+@pytest.mark.once
+def test_pictures_of_the_theory_are_of_the_weights_that_are_shipped():
+    records = files.read_json(ROOT / "docs" / "theory" / "figures.json", "figures")
+    for record in records.values():
+        assert record["networks"].keys() == record["sha256"].keys()
+        for label, source in record["networks"].items():
+            assert record["sha256"][label] == weights.get(*source.split(":")).sha256
 
 
 @pytest.mark.once

@@ -36,6 +36,7 @@ def test_the_table_of_int8(tmp_path):
     row = quantization.Quantized(
         "MFResNet20",
         "cifar10",
+        "0123456789ab",
         1_104_300,
         313_120,
         8.92,

@@ -11,7 +11,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import depth as benchmark
-from mf_zoo import applications, data, depth, files, training
+from mf_zoo import applications, data, depth, files, training, weights
 
 
 @pytest.mark.once
@@ -64,10 +64,21 @@ def test_states_are_measured_once_and_alike(cifar10_dir, tmp_path, capsys):
     capsys.readouterr()
     assert benchmark.main([*arguments, "--epochs", "1", "--train-images", "128"]) == 0
     assert output.read_text(encoding="utf-8") == before  # nothing is measured again
+    assert {row["digest"] for row in rows} == {weights.get("MFResNet20", "cifar10").sha256[:12]}
     shown = capsys.readouterr().out.splitlines()
     errors = " | ".join(row["error"] for row in rows)
     assert f"| MFResNet20 | cifar10 | split | 32 | 5 4 4 | {errors} |" in shown
     assert output.with_suffix(".png").stat().st_size > 5000
+
+    # A row of weights that have been trained anew since, and one of another network.
+    other = {**rows[0], "model": "ResNet20"}
+    former = {**rows[1], "digest": "0" * 12, "error": "99.00"}
+    files.write_rows(output, [rows[0], former, rows[2], other], benchmark.COLUMNS)
+    assert benchmark.main([*arguments, "--epochs", "1", "--train-images", "128"]) == 0
+    *kept, found = files.read_rows(output)
+    assert kept == [rows[0], rows[2], other]
+    changing = ("date", "seconds")
+    assert {**found, **dict.fromkeys(changing)} == {**rows[1], **dict.fromkeys(changing)}
 
 
 @pytest.mark.once_on_torch

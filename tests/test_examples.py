@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 import mf_zoo
-from mf_zoo import applications, data
+from mf_zoo import applications, data, files, weights
 from mf_zoo.layers import stages
 from mf_zoo.theory import vjp
 
@@ -132,6 +132,12 @@ def test_transfer_compares_equal_trainings_and_runs_none_twice(
     assert printed == f"| `MFResNet20` | cifar100 | 500 | 2 | {a} | cifar10 | {b} |"
     guide.main(arguments)
     assert len(trained) == 2 and capsys.readouterr().out.splitlines()[-1] == printed
+
+    # Weights that have been trained anew since.
+    files.write_rows(tmp_path / "transfer.csv", [rows[0], {**rows[1], "digest": "0" * 12}], rows[0])
+    again = guide.main(arguments)
+    assert len(trained) == 3 and again[0] == rows[0] and len(again) == 2
+    assert again[1]["digest"] == weights.get("MFResNet20", "cifar10").sha256[:12]
 
 
 @pytest.mark.once_on_torch

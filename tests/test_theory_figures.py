@@ -12,8 +12,9 @@ import types
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from mf_zoo import data
+from mf_zoo import data, files
 from mf_zoo.errors import UserError
 from mf_zoo.layers import stages
 from mf_zoo.theory.figures import __main__ as command
@@ -79,6 +80,10 @@ def test_each_picture_is_written_with_its_numbers_and_what_it_was_made_from(
     assert record["networks"] == {
         "MFResNet20": "MFResNet20:cifar10",
         "ResNet20": "ResNet20:cifar10",
+    }
+    assert record["sha256"] == {
+        label: files.sha256(ROOT / "weights" / f"{file}-cifar10.weights.h5")
+        for label, file in (("MFResNet20", "mf_resnet20"), ("ResNet20", "resnet20"))
     }
     assert record["versions"]["numpy"] == np.__version__ and record["date"].startswith("2")
 

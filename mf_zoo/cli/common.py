@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mf_zoo.errors import UserError, user_errors
-from mf_zoo.files import read_json
+from mf_zoo.files import read_json, sha256
 from mf_zoo.training import runs
 from mf_zoo.training.runs import CONFIG, WEIGHTS
 from mf_zoo.training.settings import flags
@@ -153,3 +153,22 @@ def load_trained(
             **others,
         )
         return model, dataset
+
+
+def weights_digest(model: str, weights: str) -> str:
+    """The SHA-256 digest, in hex, of the weights that `load_trained` loads.
+
+    Args:
+        model, weights: As there.
+
+    Returns:
+        The digest; of weights in shards that of all of them.
+    """
+    from mf_zoo import weights as registry
+
+    with user_errors():
+        if Path(weights).is_dir():
+            return sha256(Path(weights) / WEIGHTS)
+        if Path(weights).is_file():
+            return sha256(*registry.parts(registry.check_file(weights)))
+        return registry.get(model, weights).sha256

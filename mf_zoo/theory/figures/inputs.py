@@ -121,6 +121,7 @@ def load(
         "images": len(test[0]),
         "train_images": len(train[0]),
         "networks": dict(networks.sources),
+        "sha256": networks.digests,
     }
     return Inputs(*test, *train, networks, about)
 
@@ -138,6 +139,7 @@ class Networks(Mapping):
 
     def __init__(self, given: Sequence[str]):
         self.sources: dict[str, str] = {}
+        self.digests: dict[str, str] = {}
         self._loaded: dict[str, Any] = {}
         for text in given:
             label, equals, source = text.partition("=")
@@ -150,7 +152,11 @@ class Networks(Mapping):
                     f"Received: {text!r}"
                 )
             _check(name, weights)
+            # This is the inside of a command, which may know the rooms above the theory's.
+            from mf_zoo.cli.common import weights_digest
+
             self.sources[label] = source
+            self.digests[label] = weights_digest(name, weights)
 
     def __getitem__(self, label: str) -> "keras.Model":
         if label not in self._loaded:
