@@ -1,9 +1,10 @@
 """Files of ours that somebody else has written: one clear error, whatever is in them."""
 
 import json
+import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mf_zoo import files
@@ -24,6 +25,7 @@ def test_what_is_no_json_object(content, tmp_path):
 
 
 @given(content=st.binary(max_size=60))
+@example(content=b",")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_rows_or_one_error(content, tmp_path):
     path = tmp_path / "runs.csv"
@@ -31,7 +33,8 @@ def test_any_bytes_are_rows_or_one_error(content, tmp_path):
     try:
         rows = files.read_rows(path)
     except UserError as error:
-        assert "runs.csv must be readable CSV" in str(error)
+        expected = r"runs\.csv must (be readable CSV|have (different names|\d+ values))"
+        assert re.search(expected, str(error))
     else:
         assert all(isinstance(row, dict) for row in rows)
 
