@@ -113,7 +113,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.demo
 	@$(BIN)/python -m benchmarks.train_step
 
-# All that the documentation says of the shipped weights, measured anew in a few hours.
+# All that the documentation says of the shipped weights, measured anew. It takes hours.
 DEPTH = $(BIN)/python -m benchmarks.depth --data-dir $(DATA) --images 2000 --statistics 2000
 TRAINED := MFResNet20:cifar10 ResNet20:cifar10
 remeasure: export KERAS_BACKEND = tensorflow
