@@ -98,6 +98,7 @@ def measure(
     network = depth.refine(trained, [parts * stage.num_particles for stage in stages(trained)])
     before = [np.array(value) for value in network.get_weights()]
     reference: dict[str, Any] = {}
+    digest = harness.digest(model, weights)
     for name in integrators.names():
         part = probe(network, name)
         for statistics in ("trained", "estimated") if calibration is not None else ("trained",):
@@ -110,7 +111,7 @@ def measure(
             yield Found(
                 model=model,
                 weights=weights,
-                digest=harness.digest(model, weights),
+                digest=digest,
                 parts=parts,
                 integrator=name,
                 statistics=statistics,

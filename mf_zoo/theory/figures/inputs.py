@@ -97,6 +97,9 @@ def load(
     """
     from mf_zoo import data
 
+    # This is the inside of a command, which may know the rooms above the theory's.
+    from mf_zoo.cli.common import weights_digest
+
     networks = Networks(NETWORKS if network is None else network)
     counts = {"images": images, "train_images": train_images}
     for name, count in counts.items():
@@ -121,7 +124,10 @@ def load(
         "images": len(test[0]),
         "train_images": len(train[0]),
         "networks": dict(networks.sources),
-        "sha256": networks.digests,
+        "sha256": {
+            label: weights_digest(*source.split(":", 1))
+            for label, source in networks.sources.items()
+        },
     }
     return Inputs(*test, *train, networks, about)
 
@@ -139,7 +145,6 @@ class Networks(Mapping):
 
     def __init__(self, given: Sequence[str]):
         self.sources: dict[str, str] = {}
-        self.digests: dict[str, str] = {}
         self._loaded: dict[str, Any] = {}
         for text in given:
             label, equals, source = text.partition("=")
@@ -152,11 +157,7 @@ class Networks(Mapping):
                     f"Received: {text!r}"
                 )
             _check(name, weights)
-            # This is the inside of a command, which may know the rooms above the theory's.
-            from mf_zoo.cli.common import weights_digest
-
             self.sources[label] = source
-            self.digests[label] = weights_digest(name, weights)
 
     def __getitem__(self, label: str) -> "keras.Model":
         if label not in self._loaded:
