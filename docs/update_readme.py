@@ -24,7 +24,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.scaling import tables
-from docs import dependencies
+from docs import dependencies, theory_tables
 from examples import transfer
 from mf_zoo import files, reporting
 from mf_zoo.weights.__main__ import table
@@ -67,6 +67,16 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/theory_lesions.md": {
         "lesions": lambda: lesions.readme_table(lesions.LESION),
         "shuffles": lambda: lesions.readme_table(lesions.SHUFFLE),
+        "path_lengths": theory_tables.path_lengths,
+    },
+    "docs/theory_adjoint.md": {
+        "adjoint": theory_tables.adjoint,
+        "reconstruction": theory_tables.reconstruction,
+    },
+    "docs/theory_ensemble.md": {"gradient_gap": theory_tables.gradient_gap},
+    "docs/theory_limits.md": {
+        "refinement": theory_tables.refinement,
+        "smoothness": theory_tables.smoothness,
     },
     "docs/imagenet.md": {
         "steps": tables.step_table,
