@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 from pathlib import Path
 
 from mf_zoo import files
@@ -18,6 +19,15 @@ NETWORKS = {
     "MFResNet56, grown": "MFResNet56 grown from the same",
     "MFResNet20, refined to 56": "MFResNet20 refined to 56, not trained",
 }
+# Starts by their names in `minima.csv`, and what the page calls them.
+STARTS = {
+    "random": "random",
+    "equal": "all neurons equal",
+    "zero output": "`B = 0`",
+    "zero": "`A = B = 0`",
+    "dead": "all ReLUs dead",
+}
+KINDS = ("mean-field", "mean-field, noise", "shallow", "ResNet")
 # What `adjoint.csv` calls the stage beside the networks, and what the page does.
 SMOOTH_STAGE, SMOOTH = "smooth stage", "smooth contraction, steps 0.05"
 
@@ -79,6 +89,38 @@ def gradient_gap() -> str:
     return table(["stage, block", *(f"{n} ratio (cosine)" for n in networks)], lines)
 
 
+def minima() -> str:
+    """How low the loss of small networks gets: median over seeds, and the worst."""
+    rows = [row for row in _rows("minima") if row["panel"] == "particles"]
+    particles = [count for (count,) in _keys(rows, "particles")]
+    lines = []
+    for problem, network in sorted(_keys(rows, "problem", "network"), key=_problem_then_kind):
+        line = [f"{problem}, {network}"]
+        for count in particles:
+            wanted = (problem, network, count)
+            losses = _losses(rows, ("problem", "network", "particles"), wanted)
+            if losses:
+                line.append(f"{_digit(statistics.median(losses))} ({_digit(max(losses))})")
+            else:
+                line.append("")
+        lines.append(line)
+    return table(["particles", *particles], lines)
+
+
+def starts() -> str:
+    """How low it gets from bad places: median over seeds."""
+    rows = [row for row in _rows("minima") if row["panel"] == "starts"]
+    networks = [network for (network,) in _keys(rows, "network")]
+    lines = []
+    for start, said in STARTS.items():
+        line = [said]
+        for network in networks:
+            losses = _losses(rows, ("start", "network"), (start, network))
+            line.append(_digit(statistics.median(losses)))
+        lines.append(line)
+    return table(["start", *networks], lines)
+
+
 def path_lengths() -> str:
     """How much of the gradient the paths of each length carry."""
     rows = _rows("path_lengths")
@@ -127,9 +169,30 @@ def smoothness() -> str:
 
 def _short(value: float) -> str:
     """Two digits, as a person writes them."""
-    if 10 <= value < 1000:
-        return f"{value:.0f}"
-    return re.sub("e([+-])0*", lambda sign: "e" + sign[1].strip("+"), f"{value:.2g}")
+    return f"{value:.0f}" if 10 <= value < 1000 else _power(f"{value:.2g}")
+
+
+def _digit(value: float) -> str:
+    """Two decimals, or for a small number one digit and a power of ten."""
+    return f"{value:.2f}" if value >= 0.01 else _power(f"{value:.0e}")
+
+
+def _power(text: str) -> str:
+    return re.sub("e([+-])0*", lambda sign: "e" + sign[1].strip("+"), text)
+
+
+def _problem_then_kind(key: tuple[str, ...]) -> tuple[bool, int]:
+    problem, network = key
+    return problem != "sphere", KINDS.index(network)
+
+
+def _losses(
+    rows: list[dict[str, str]], columns: tuple[str, ...], wanted: tuple[str, ...]
+) -> list[float]:
+    """The losses of all seeds where these columns have the wanted values."""
+    return [
+        float(row["loss"]) for row in rows if tuple(row[column] for column in columns) == wanted
+    ]
 
 
 def _rows(name: str) -> list[dict[str, str]]:

@@ -73,7 +73,11 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "adjoint": theory_tables.adjoint,
         "reconstruction": theory_tables.reconstruction,
     },
-    "docs/theory_ensemble.md": {"gradient_gap": theory_tables.gradient_gap},
+    "docs/theory_ensemble.md": {
+        "gradient_gap": theory_tables.gradient_gap,
+        "minima": theory_tables.minima,
+        "starts": theory_tables.starts,
+    },
     "docs/theory_limits.md": {
         "refinement": theory_tables.refinement,
         "smoothness": theory_tables.smoothness,
