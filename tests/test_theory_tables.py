@@ -75,3 +75,23 @@ def test_the_order_of_refinement_is_that_of_the_finest_parts(theory_tables, numb
         *('refined,"A, s",4,0.1,0.012,nan', 'refined,"A, s",8,0,nan,nan'),
     )
     assert _cells(theory_tables.refinement())[2:] == [["A, s", "50 %", "1.2 %", "1.0"]]
+
+
+def test_minima_are_medians_with_the_worst_seed(theory_tables, numbers):
+    numbers(
+        "minima",
+        "panel,problem,network,start,particles,loss",
+        *(
+            f"particles,images,ResNet,random,{n},{loss}"
+            for n in (1, 2)
+            for loss in (0.3, 2e-6, 0.1)
+        ),
+        *(f"particles,sphere,mean-field,random,2,{loss}" for loss in (0.012, 0.4, 0.0042)),
+        *(f"starts,sphere,shallow,{start},8,0.25" for start in theory_tables.STARTS),
+    )
+    # The problem of the theorem comes first; a cell without runs is empty.
+    assert _cells(theory_tables.minima())[2:] == [
+        ["sphere, mean-field", "", "0.01 (0.40)"],
+        ["images, ResNet", "0.10 (0.30)", "0.10 (0.30)"],
+    ]
+    assert [line[1] for line in _cells(theory_tables.starts())[2:]] == ["0.25"] * 5
