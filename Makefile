@@ -133,7 +133,7 @@ remeasure: $(VENV)/.dev
 	  --output benchmarks/results/transfer-tensorflow.csv
 	$(BIN)/python -m mf_zoo.theory.figures --output docs/theory
 	$(BIN)/python examples/grad_cam.py --images 4 --output docs/grad_cam.png
-	$(BIN)/python notebooks/run.py
+	KERAS_BACKEND=torch $(BIN)/python notebooks/run.py
 	@$(MAKE) --no-print-directory readme
 
 # Pictures and tables of the README, from the records, histories and benchmark results.
