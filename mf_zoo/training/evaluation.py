@@ -102,7 +102,8 @@ def evaluate(
 
     Raises:
         ValueError: If there are no images, or not one label for each, or a label is no class of
-            the model, or there is not one superclass for each class.
+            the model, or there is not one superclass for each class, or the outputs are no
+            probabilities and `from_logits` is not set.
 
     Example:
 
@@ -163,6 +164,11 @@ def measure(
         raise ValueError(
             f"`superclasses` must have one entry for each of the {classes} classes. "
             f"Received: {len(superclasses)} entries"
+        )
+    if not from_logits and (outputs.min() < 0 or outputs.max() > 1.01):  # half precision rounds
+        raise ValueError(
+            "The outputs must be probabilities unless `from_logits=True`. "
+            f"Received: outputs from {outputs.min():.4g} to {outputs.max():.4g}"
         )
     if from_logits:
         shifted = outputs - outputs.max(axis=1, keepdims=True)
