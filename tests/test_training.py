@@ -370,9 +370,9 @@ def test_evaluation_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"classes of the model.*Received.*labels from 0 to 3"):
         evaluate(_identity(3), images, np.array([0, 3]))
     # Logits that are taken for probabilities: all below 0 would be one tie.
-    with pytest.raises(ValueError, match="from_logits.*outputs from -2 to -1"):
+    with pytest.raises(ValueError, match=r"from_logits.*outputs from -2 to -1"):
         evaluate(_identity(2), np.array([[-1.0, -2.0]], "float32"), np.array([0]))
-    with pytest.raises(ValueError, match="from_logits.*outputs from 0.5 to 3"):
+    with pytest.raises(ValueError, match=r"from_logits.*outputs from 0\.5 to 3"):
         evaluate(_identity(2), np.array([[0.5, 3.0]], "float32"), np.array([1]))
 
 

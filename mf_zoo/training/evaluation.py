@@ -165,14 +165,14 @@ def measure(
             f"`superclasses` must have one entry for each of the {classes} classes. "
             f"Received: {len(superclasses)} entries"
         )
-    if not from_logits and (outputs.min() < 0 or outputs.max() > 1.01):  # half precision rounds
+    if from_logits:
+        shifted = outputs - outputs.max(axis=1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    elif outputs.min() < 0 or outputs.max() > 1.01:  # half precision rounds
         raise ValueError(
             "The outputs must be probabilities unless `from_logits=True`. "
             f"Received: outputs from {outputs.min():.4g} to {outputs.max():.4g}"
         )
-    if from_logits:
-        shifted = outputs - outputs.max(axis=1, keepdims=True)
-        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     else:
         # A float32 softmax may underflow to 0; its smallest normal number bounds the loss.
         logs = np.log(np.maximum(outputs, np.finfo("float32").tiny))
