@@ -37,9 +37,10 @@ def adjoint() -> str:
     rows = _rows("adjoint")
     lines = []
     for network, stage in _keys(rows, "network", "stage"):
-        if not (costates := _values(rows, network, stage, "costate norm")):
+        here = {"network": network, "stage": stage}
+        if not (costates := _numbers(rows, "value", quantity="costate norm", **here)):
             continue
-        gradients = _values(rows, network, stage, "gradient norm")
+        gradients = _numbers(rows, "value", quantity="gradient norm", **here)
         growth, first = costates[0] / costates[-1], costates[0] / costates[1]
         sizes = f"{min(gradients):.2f} to {max(gradients):.2f}"
         lines.append([network, stage, str(len(gradients)), f"{growth:.1f}", f"{first:.1f}", sizes])
@@ -52,15 +53,20 @@ def reconstruction() -> str:
     rows = _rows("adjoint")
     lines = []
     for network, stage in _keys(rows, "network", "stage"):
-        states = _values(rows, network, stage, "error of the state, 1 iterations")
-        said = SMOOTH if network == SMOOTH_STAGE else f"{network}, {stage}"
-        line = [said, str(len(states) - 1)]
-        for iterations in (1, 5):
-            state, gradient = (
-                _values(rows, network, stage, f"error of the {name}, {iterations} iterations")[0]
-                for name in ("state", "gradient")
+        errors = [
+            _numbers(
+                rows,
+                "value",
+                network=network,
+                stage=stage,
+                quantity=f"error of the {name}, {iterations} iterations",
             )
-            line.append(f"{_short(state)}, {_short(gradient)}")
+            for iterations in (1, 5)
+            for name in ("state", "gradient")
+        ]
+        said = SMOOTH if network == SMOOTH_STAGE else f"{network}, {stage}"
+        first = [_short(values[0]) for values in errors]
+        line = [said, str(len(errors[0]) - 1), ", ".join(first[:2]), ", ".join(first[2:])]
         lines.append(line)
     header = [
         "stage",
@@ -97,12 +103,12 @@ def minima() -> str:
     for problem, network in sorted(_keys(rows, "problem", "network"), key=_problem_then_kind):
         line = [f"{problem}, {network}"]
         for count in particles:
-            wanted = (problem, network, count)
-            losses = _losses(rows, ("problem", "network", "particles"), wanted)
+            wanted = {"problem": problem, "network": network, "particles": count}
+            losses = _numbers(rows, "loss", **wanted)
+            cell = ""
             if losses:
-                line.append(f"{_digit(statistics.median(losses))} ({_digit(max(losses))})")
-            else:
-                line.append("")
+                cell = f"{_digit(statistics.median(losses))} ({_digit(max(losses))})"
+            line.append(cell)
         lines.append(line)
     return table(["particles", *particles], lines)
 
@@ -115,7 +121,7 @@ def starts() -> str:
     for start, said in STARTS.items():
         line = [said]
         for network in networks:
-            losses = _losses(rows, ("start", "network"), (start, network))
+            losses = _numbers(rows, "loss", start=start, network=network)
             line.append(_digit(statistics.median(losses)))
         lines.append(line)
     return table(["start", *networks], lines)
@@ -186,15 +192,6 @@ def _problem_then_kind(key: tuple[str, ...]) -> tuple[bool, int]:
     return problem != "sphere", KINDS.index(network)
 
 
-def _losses(
-    rows: list[dict[str, str]], columns: tuple[str, ...], wanted: tuple[str, ...]
-) -> list[float]:
-    """The losses of all seeds where these columns have the wanted values."""
-    return [
-        float(row["loss"]) for row in rows if tuple(row[column] for column in columns) == wanted
-    ]
-
-
 def _rows(name: str) -> list[dict[str, str]]:
     return files.read_rows(FOLDER / f"{name}.csv")
 
@@ -204,10 +201,6 @@ def _keys(rows: list[dict[str, str]], *columns: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(tuple(row[column] for column in columns) for row in rows))
 
 
-def _values(rows: list[dict[str, str]], network: str, stage: str, quantity: str) -> list[float]:
-    wanted = (network, stage, quantity)
-    return [
-        float(row["value"])
-        for row in rows
-        if (row["network"], row["stage"], row["quantity"]) == wanted
-    ]
+def _numbers(rows: list[dict[str, str]], column: str, **wanted: str) -> list[float]:
+    """The numbers in a column of the rows that have these values in the others."""
+    return [float(row[column]) for row in rows if wanted.items() <= row.items()]
