@@ -32,7 +32,7 @@ def decode_predictions(
     >>> images, labels = mf_zoo.data.sample("cifar10")
     >>> model = mf_zoo.applications.MFResNet20(weights="cifar10")
     >>> mf_zoo.applications.decode_predictions(model.predict(images[:1], verbose=0), top=1)
-    [[(3, 'cat', 0.99...)]]
+    [[(3, 'cat', 0.97...)]]
     """
     scores = preds if isinstance(preds, np.ndarray) else keras.ops.convert_to_numpy(preds)
     classes = scores.shape[1] if scores.ndim == 2 else None

@@ -87,11 +87,12 @@ def test_a_campaign_of_version_0_1_is_finished(tmp_path, monkeypatch, capsys):
 
 
 def test_the_shipped_weights_normalise_as_they_were_trained():
-    """Those of CIFAR-100 too were trained with the statistics of CIFAR-10."""
-    record = data.get("cifar10")
+    """The oldest of CIFAR-100 were trained with the statistics of CIFAR-10."""
+    older = {("MFResNet20", "cifar100"): "cifar10"}
     for name in ("cifar10", "cifar100"):
         for model in ("MFResNet20", "ResNet20"):
             network = applications.get(model)(weights=name)
+            record = data.get(older.get((model, name), name))
             assert applications.normalization_of(network) == (record.mean, record.std)
 
 
