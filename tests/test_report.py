@@ -446,6 +446,25 @@ def test_pictures_leave_no_empty_panel_and_labels_say_what_differs(tmp_path):
     assert [text.get_text() for text in axes.get_yticklabels()][::-1] == texts
 
 
+def test_errors_of_two_datasets_do_not_share_an_axis(tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    errors = {"cifar10": (8.0, 9.0), "cifar100": (32.0, 33.0)}
+    lines = [
+        _line(model, 0, error, dataset=dataset)
+        for dataset, both in errors.items()
+        for model, error in zip(("MFResNet20", "ResNet20"), both, strict=True)
+    ]
+    figure = figures.Figure()
+    pictures._draw_settings(figure, tmp_path, cells(read_results(_results(tmp_path, lines))))
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"{dataset}: cosine, 3 epochs" for dataset in errors
+    ]
+    for axes, both in zip(figure.axes, errors.values(), strict=True):
+        assert {x for line in axes.get_lines() for x in line.get_xdata()} == set(both)
+        labels = [text.get_text() for text in axes.get_yticklabels()]
+        assert labels == ["ResNet20", "MFResNet20"]  # from the bottom
+
+
 def test_the_depth_order_is_drawn_where_blocks_changed_places(tmp_path):
     folder = _with_histories(tmp_path)
     found = cells(read_results(folder))

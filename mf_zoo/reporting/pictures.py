@@ -100,18 +100,27 @@ def _labels(found: Sequence[Cell]) -> list[str]:
 
 
 def _draw_settings(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
-    figure.set_size_inches(8, 1.4 + 0.3 * len(found))
-    axes = figure.subplots()
-    for height, cell in enumerate(reversed(found)):
-        errors = list(cell.errors.values())
-        color = "C0" if cell.mean_field else "C1"
-        axes.plot(errors, [height] * len(errors), "o", color=color, alpha=0.4, ms=4)
-        spread = deviation(errors) or 0.0
-        axes.errorbar(statistics.fmean(errors), height, xerr=spread, fmt="|", color=color, ms=12)
-    axes.set(xlabel="error of the last epoch, %", yticks=range(len(found)))
-    axes.set_yticklabels(_labels(found)[::-1], fontsize=7)
-    axes.set_title(_settings(found)[0], fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
+    """A panel for each dataset and images evaluated on, whose errors have an axis of their own."""
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in found:
+        groups.setdefault(cell.data, []).append(cell)
+    sizes = [len(group) for group in groups.values()]
+    figure.set_size_inches(8, 0.6 + sum(0.8 + 0.3 * size for size in sizes))
+    shared, labels = _settings(found)[0], dict(zip(map(id, found), _labels(found), strict=True))
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[2 + n for n in sizes])
+    for axes, (data, group) in zip(panels.flat, groups.items(), strict=True):
+        for height, cell in enumerate(reversed(group)):
+            errors = list(cell.errors.values())
+            color = "C0" if cell.mean_field else "C1"
+            axes.plot(errors, [height] * len(errors), "o", color=color, alpha=0.4, ms=4)
+            spread = deviation(errors) or 0.0
+            mean = statistics.fmean(errors)
+            axes.errorbar(mean, height, xerr=spread, fmt="|", color=color, ms=12)
+        axes.set(ylim=(-0.7, len(group) - 0.3), yticks=range(len(group)))
+        axes.set_yticklabels([labels[id(cell)] for cell in reversed(group)], fontsize=7)
+        axes.set_title(shared if len(groups) == 1 else f"{data[0]}: {shared}", fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
+    panels.flat[-1].set_xlabel("error of the last epoch, %")
 
 
 def _panels(figure: "Figure", names: Sequence[str]) -> dict[str, Any]:
