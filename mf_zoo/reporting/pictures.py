@@ -101,15 +101,15 @@ def _labels(found: Sequence[Cell]) -> list[str]:
 
 def _draw_settings(figure: "Figure", folder: Path, found: Sequence[Cell]) -> None:
     """A panel for each dataset and images evaluated on, whose errors have an axis of their own."""
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in found:
-        groups.setdefault(cell.data, []).append(cell)
+    groups: dict[tuple, list[tuple[Cell, str]]] = {}
+    for cell, label in zip(found, _labels(found), strict=True):
+        groups.setdefault(cell.data, []).append((cell, label))
     sizes = [len(group) for group in groups.values()]
     figure.set_size_inches(8, 0.6 + sum(0.8 + 0.3 * size for size in sizes))
-    shared, labels = _settings(found)[0], dict(zip(map(id, found), _labels(found), strict=True))
+    shared = _settings(found)[0]
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[2 + n for n in sizes])
     for axes, (data, group) in zip(panels.flat, groups.items(), strict=True):
-        for height, cell in enumerate(reversed(group)):
+        for height, (cell, _) in enumerate(reversed(group)):
             errors = list(cell.errors.values())
             color = "C0" if cell.mean_field else "C1"
             axes.plot(errors, [height] * len(errors), "o", color=color, alpha=0.4, ms=4)
@@ -117,7 +117,7 @@ def _draw_settings(figure: "Figure", folder: Path, found: Sequence[Cell]) -> Non
             mean = statistics.fmean(errors)
             axes.errorbar(mean, height, xerr=spread, fmt="|", color=color, ms=12)
         axes.set(ylim=(-0.7, len(group) - 0.3), yticks=range(len(group)))
-        axes.set_yticklabels([labels[id(cell)] for cell in reversed(group)], fontsize=7)
+        axes.set_yticklabels([label for _, label in reversed(group)], fontsize=7)
         axes.set_title(shared if len(groups) == 1 else f"{data[0]}: {shared}", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
     panels.flat[-1].set_xlabel("error of the last epoch, %")
