@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import growth, harness
 from mf_zoo import files
 
 COLUMNS = (
@@ -34,12 +34,13 @@ COLUMNS = (
     "test_images",
     "statistics_images",
     "training_images",
+    "learning_rate",
     "multiply_adds",
     "seconds",
 )
 _KEY = (
     *("model", "weights", "rule", "particles", "state"),
-    *("test_images", "statistics_images", "training_images"),
+    *("test_images", "statistics_images", "training_images", "learning_rate"),
 )
 AS_IT_IS, RECALIBRATED = "as it is", "recalibrated"
 
@@ -134,6 +135,7 @@ class Bench:
                 "state": state,
                 "statistics_images": 0 if state == AS_IT_IS else options.statistics,
                 "training_images": options.train_images if epochs else 0,
+                "learning_rate": options.rate if epochs else 0.0,
             }
             if self.known(row):
                 continue
@@ -189,13 +191,14 @@ def _same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(str(row[key]) == str(other[key]) for key in _KEY)
 
 
-def _column(row: Mapping[str, Any]) -> tuple[int, int, bool, str]:
+def _column(row: Mapping[str, Any]) -> tuple[int, float, int, bool, str]:
     """The state of a row as a column: what it is sorted by, and at last its name."""
     epochs, images = training_epochs(row["state"]), int(row["training_images"])
+    rate = float(row["learning_rate"])
     name = row["state"]
     if epochs:
-        name = f"{epochs} epoch{'s' * (epochs > 1)} of {images:,}"
-    return images, epochs, row["state"] != AS_IT_IS, name
+        name = f"{epochs} epoch{'s' * (epochs > 1)} of {images:,} at {rate:g}"
+    return images, rate, epochs, row["state"] != AS_IT_IS, name
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -216,10 +219,30 @@ def readme_table() -> str:
     return "\n".join(table(files.read_rows(harness.RESULTS / "depth.csv")))
 
 
+def coarsening_table() -> str:
+    """The table of grown networks that were made shallower again, with their training by its cell
+    in the table of `growth`. A network that keeps its depth has no rule."""
+    from mf_zoo import applications
+
+    trained = {
+        row["run"]: f"{cell.epochs}, of these {cell.start}" if cell.start else str(cell.epochs)
+        for campaign in growth.CAMPAIGNS
+        for row in growth.finished(campaign)
+        for cell in growth.cells([row])
+    }
+    rows = []
+    for row in files.read_rows(harness.RESULTS / "coarsening.csv"):
+        own = " ".join(map(str, applications.architecture(row["model"]).particles))
+        rule = "" if row["particles"] == own else row["rule"]
+        rows.append({**row, "weights": trained[row["weights"]], "rule": rule})
+    return "\n".join(table(rows)).replace("| weights |", "| epochs |", 1)
+
+
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws error against depth: a panel for each dataset, a colour for each state."""
     rows = [row for row in rows if row["rule"] == "split"]
-    names = sorted({row["weights"] for row in rows})
+    if not (names := sorted({row["weights"] for row in rows})):
+        return
     states = [column[-1] for column in sorted(set(map(_column, rows)))]
     if (figure := harness.figure(4.2 * len(names) + 1.6, 3.6)) is None:
         return

@@ -47,7 +47,11 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "benchmark": train_step.readme_table,
         "grouped": grouped_convolution.readme_table,
     },
-    "docs/depth.md": {"depth": depth.readme_table, "growth": growth.readme_table},
+    "docs/depth.md": {
+        "depth": depth.readme_table,
+        "growth": growth.readme_table,
+        "coarsening": depth.coarsening_table,
+    },
     "docs/convert.md": {"peers": peers.readme_table},
     "docs/evaluate.md": {
         "robustness": robustness.readme_table,

@@ -11,6 +11,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import depth as benchmark
+from benchmarks import growth, harness
 from mf_zoo import applications, data, depth, files, training, weights
 
 
@@ -97,3 +98,35 @@ def test_networks_of_runs_are_measured(cifar10_dir, tmp_path):
     scores = training.evaluate(model, x, labels)
     assert float(row["error"]) == pytest.approx(scores.error, abs=0.01)
     assert float(row["loss"]) == pytest.approx(scores.nll, rel=1e-3)
+
+
+@pytest.mark.once
+def test_coarsened_networks_are_runs_of_a_campaign():
+    runs = {row["run"]: row for name in growth.CAMPAIGNS for row in growth.finished(name)}
+    rows = files.read_rows(harness.RESULTS / "coarsening.csv")
+    assert {row["digest"] for row in rows} == {runs[row["weights"]]["sha256"][:12] for row in rows}
+
+
+@pytest.mark.once
+def test_the_table_of_coarsened_networks(monkeypatch, tmp_path):
+    shared = {"model": "MFResNet56", "weights": "run", "state": "as it is", "training_images": "0"}
+    shared |= {"rule": "merge", "learning_rate": "0.0"}
+    files.write_rows(
+        tmp_path / "coarsening.csv",
+        [
+            {**shared, "depth": "20", "particles": "3 2 2", "error": "16.50"},
+            {**shared, "depth": "56", "particles": "9 8 8", "error": "10.00"},
+        ],
+        (*shared, "depth", "particles", "error"),
+    )
+    run = {"run": "run", "state": "finished", "model": "MFResNet56", "epochs": "20", "seed": "0"}
+    run |= {"overrides": "epochs=20 ladder=ResNet20:10", "test_error": "9", "multiply_adds": "1"}
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(growth, "finished", lambda name: [run] if name == "growth-trial" else [])
+    trained = "20, of these 10 at the depth of ResNet20"
+    assert benchmark.coarsening_table().splitlines() == [
+        "| network | epochs | rule | depth | particles | as it is |",
+        "|---|---|---|---:|---|---:|",
+        f"| MFResNet56 | {trained} |  | 56 | 9 8 8 | 10.00 |",
+        f"| MFResNet56 | {trained} | merge | 20 | 3 2 2 | 16.50 |",
+    ]
