@@ -106,14 +106,15 @@ def draw(campaigns: Iterable[Sequence[Mapping[str, str]]], path: Path) -> None:
     )
     panels = figure.subplots(1, len(campaigns), squeeze=False)[0]
     for axes, rows in zip(panels, campaigns, strict=True):
-        for cell in sorted(cells(rows), key=lambda one: (models.index(one.model), one.start)):
+        found = cells(rows)
+        for cell in sorted(found, key=lambda one: (models.index(one.model), one.start)):
             color = f"C{models.index(cell.model)}"
             filled = color if cell.start else "none"
             label = f"{cell.model}, {'grown' if cell.start else 'from scratch'}"
             costs = [cell.cost] * len(cell.errors)
             axes.scatter(costs, cell.errors, s=40, edgecolors=color, facecolors=filled, label=label)
             axes.plot(cell.cost, cell.mean, "_", color=color, markersize=18)
-        top = 1.08 * max(error for cell in cells(rows) for error in cell.errors)
+        top = 1.08 * max(error for cell in found for error in cell.errors)
         axes.set(xlabel="training, $10^{12}$ multiply-adds", ylabel="error, %", ylim=(0, top))
         axes.set_title(f"{int(rows[-1]['train_images']):,} training images", fontsize=10)
         axes.grid(alpha=0.3)
